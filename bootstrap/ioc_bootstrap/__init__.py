@@ -1,0 +1,1 @@
+"""Find the first peers of a network and verify its network file."""

@@ -1,0 +1,1 @@
+"""Bytes between nodes: verified blobs over QUIC, with offloads where both ends have one."""

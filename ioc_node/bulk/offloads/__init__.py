@@ -1,0 +1,1 @@
+"""Ways to move a blob that bypass QUIC where both ends can."""

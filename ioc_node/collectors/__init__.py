@@ -1,0 +1,1 @@
+"""Finds the resources that a provider offers."""

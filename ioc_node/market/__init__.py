@@ -1,0 +1,1 @@
+"""Who serves what, and the promise to do so."""

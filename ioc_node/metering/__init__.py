@@ -1,0 +1,1 @@
+"""What a task used, and the receipt both sides keep."""

@@ -1,0 +1,1 @@
+"""Machines meet trio, sockets and SQLite."""

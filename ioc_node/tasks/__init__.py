@@ -1,0 +1,1 @@
+"""The story of a task, from both sides."""

@@ -1,0 +1,1 @@
+"""A network of real node processes on this machine."""

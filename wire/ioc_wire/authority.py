@@ -1,0 +1,121 @@
+"""Who may name, register and serve: delegation chains from a network's root keys to a node's key.
+
+A chain is a tuple of signed delegations, root first, at most four long. Each is signed by the subject of the one
+before it, stays inside its prefix and its period, and hands on only roles that its issuer's role may hand on.
+"""
+
+import hashlib
+from collections.abc import Collection, Sequence
+from typing import Annotated, ClassVar, Final, Literal
+
+import msgspec
+
+from ioc_wire import limits
+from ioc_wire.cid import check_prefix, prefix_covers, self_certified_prefix
+from ioc_wire.codec import Key, Message, UInt, encode
+from ioc_wire.errors import BrokenChain, Expired, NotYetValid, PrefixNotCovered, WireError
+from ioc_wire.signed import Signed, SignedPayload, verify
+
+Role = Literal["national", "regional", "industry", "provider", "consumer"]
+CORE_ROLES: Final = frozenset({"national", "regional", "industry"})
+SERVER_ROLES: Final = CORE_ROLES | {"provider"}
+
+_MAY_GRANT: Final[dict[str, frozenset[str]]] = {
+    "national": frozenset({"regional", "industry", "provider", "consumer"}),
+    "regional": frozenset({"provider", "consumer"}),
+    "industry": frozenset({"provider", "consumer"}),
+}
+
+Chain = Annotated[tuple[Signed, ...], msgspec.Meta(max_length=limits.CHAIN_LINKS_MAX)]
+
+
+class Delegation(SignedPayload):
+    """Grant of a prefix and roles to `subject` by the envelope's key. Times in seconds since 1970, UTC."""
+
+    kind: ClassVar[str] = "delegation"
+    subject: Key
+    prefix: str
+    roles: tuple[Role, ...]
+    not_before: UInt
+    not_after: UInt
+
+
+class Grant(Message):
+    """What a verified chain gives to its last subject."""
+
+    subject: Key
+    prefix: str
+    roles: tuple[str, ...]
+    not_after: UInt
+
+    def covers(self, prefix: str) -> bool:
+        return prefix_covers(self.prefix, prefix)
+
+
+def chain_hash(chain: Sequence[Signed]) -> bytes:
+    """The name of a chain where it is not sent along: SHA-256 of its encoding, 32 bytes."""
+    return hashlib.sha256(encode(tuple(chain))).digest()
+
+
+def verify_chain(
+    chain: Sequence[Signed], *, roots: Collection[bytes], now: float, revoked: Collection[bytes] = ()
+) -> Grant:
+    """Check every link of `chain` (root first) and return what its last subject holds.
+
+    `now` is seconds since 1970; a skew of five minutes is tolerated. Raises `BrokenChain`, `Expired`,
+    `NotYetValid`, `BadSignature` or `Malformed`, each naming the link (1 is the root's).
+    """
+    if not 1 <= len(chain) <= limits.CHAIN_LINKS_MAX:
+        raise BrokenChain(f"{len(chain)} links, 1 to {limits.CHAIN_LINKS_MAX} are allowed")
+    parent: Delegation | None = None
+    for number, link in enumerate(chain, 1):
+        try:
+            delegation = verify(link, Delegation)
+            check_prefix(delegation.prefix)
+        except WireError as error:
+            raise type(error)(f"link {number}: {error.detail}") from None
+        _check_link(number, link.key, delegation, parent, roots)
+        if link.key in revoked or delegation.subject in revoked:
+            raise BrokenChain(f"link {number}: a key in it was revoked")
+        if now > delegation.not_after + limits.CLOCK_SKEW_SECONDS:
+            raise Expired(f"link {number} of the delegation chain, since {int(now - delegation.not_after)} s")
+        if now < delegation.not_before - limits.CLOCK_SKEW_SECONDS:
+            raise NotYetValid(f"link {number} of the delegation chain, for {int(delegation.not_before - now)} s")
+        parent = delegation
+    assert parent is not None
+    return Grant(parent.subject, parent.prefix, parent.roles, parent.not_after)
+
+
+def _check_link(
+    number: int, issuer: bytes, link: Delegation, parent: Delegation | None, roots: Collection[bytes]
+) -> None:
+    if parent is None:
+        if issuer not in roots:
+            raise BrokenChain("link 1 is not signed by a root key of this network")
+        return
+    if issuer != parent.subject:
+        raise BrokenChain(f"link {number} is not signed by the subject of link {number - 1}")
+    if not prefix_covers(parent.prefix, link.prefix):
+        raise BrokenChain(f"link {number} grants {link.prefix!r}, its issuer holds only {parent.prefix!r}")
+    if link.not_before < parent.not_before or link.not_after > parent.not_after:
+        raise BrokenChain(f"link {number} is valid longer than link {number - 1}")
+    grantable: set[str] = set()
+    for role in parent.roles:
+        grantable |= _MAY_GRANT.get(role, frozenset())
+    excess = set(link.roles) - grantable
+    if excess:
+        raise BrokenChain(f"link {number} grants {', '.join(sorted(excess))}, which its issuer may not hand on")
+
+
+def check_names(prefix: str, key: bytes, grant: Grant | None) -> None:
+    """Raise `PrefixNotCovered` unless `key` may sign for identifiers with `prefix`.
+
+    A key owns its self-certified prefix without a grant; everything else needs a provider's grant that covers it.
+    """
+    if prefix == self_certified_prefix(key):
+        return
+    if grant is None or grant.subject != key or not grant.covers(prefix):
+        held = repr(grant.prefix) if grant is not None else "nothing"
+        raise PrefixNotCovered(f"{prefix} (this key holds {held})")
+    if "provider" not in grant.roles:
+        raise PrefixNotCovered(f"{prefix} (this key holds it as {', '.join(grant.roles)}, not as provider)")

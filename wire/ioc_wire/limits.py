@@ -1,0 +1,49 @@
+"""Limits that are part of the protocol. A node that is stricter or laxer does not interoperate.
+
+Limits that are one implementation's choice (cache sizes, time-outs) live beside the code that needs them.
+"""
+
+from typing import Final
+
+PROTOCOL_VERSION: Final = 1
+
+# -- identities and authority
+KEY_BYTES: Final = 32
+SIGNATURE_BYTES: Final = 64
+CHAIN_LINKS_MAX: Final = 4
+DELEGATION_SECONDS_DEFAULT: Final = 30 * 86400
+CLOCK_SKEW_SECONDS: Final = 300
+
+# -- identifiers
+CID_BYTES_MAX: Final = 255
+SEGMENT_CHARS_MAX: Final = 32
+
+# -- DHT
+DATAGRAM_BYTES_MAX: Final = 1200
+RECORD_BYTES_MAX: Final = 1024
+"""A signed record, envelope included."""
+RECORD_SECONDS_MAX: Final = 48 * 3600
+REPLICATION: Final = 20
+"""k of Kademlia: bucket size and number of replica holders."""
+PARALLELISM: Final = 8
+"""alpha of Kademlia: requests of one lookup in flight."""
+
+# -- links
+LINK_FRAME_BYTES_MAX: Final = 1 << 20
+LINK_STREAMS_MAX: Final = 1024
+LINK_STREAM_CREDIT_MAX: Final = 256
+"""Items that may be on their way on one stream without having been credited."""
+PAGE_ENTRIES_MAX: Final = 512
+"""Entries in one page of a catalogue transfer."""
+
+# -- blobs
+CHUNK_BYTES: Final = 1 << 20
+BLOB_CHUNKS_MAX: Final = 1 << 20
+TICKET_SECONDS_MAX: Final = 3600
+
+# -- tasks
+TASK_BYTES_MAX: Final = 64 << 10
+TASK_INPUTS_MAX: Final = 1024
+TASK_OUTPUTS_MAX: Final = 256
+LOG_LINE_BYTES_MAX: Final = 4096
+OFFERS_MAX: Final = 256
