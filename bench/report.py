@@ -1,7 +1,7 @@
-"""The output that every bench shares: a table for people and, with `--json`, one JSON object as the last line.
+"""What every bench prints: a table for people and, with `--json`, one JSON object as the last line.
 
-`{"bench": …, "machine": {cpu, cores, python, versions}, "rows": [{name, unit, ours, peer, peer_name, ratio, better,
-runs}]}`; figures are medians over `runs`, `ratio = ours / peer`, and `peer` is null where there is none.
+`{"bench": …, "machine": {cpu, cores, python, versions}, "rows": [{name, unit, ours, peer, peer_name, ratio,
+better, runs}]}`; figures are medians over `runs`, `ratio = ours / peer`, `peer` is null where there is none.
 """
 
 import json

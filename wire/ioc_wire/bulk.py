@@ -1,11 +1,11 @@
 """Blobs, tickets, and what travels on a bulk QUIC stream.
 
-A blob's name commits to its size, the chunk size and the list of its chunk hashes, so one wrong byte is known as soon
-as its chunk has arrived, and chunks may come from anywhere in any order.
+A blob's name commits to its size, the chunk size and the list of its chunk hashes, so one wrong byte is known as
+soon as its chunk has arrived, and chunks may come from anywhere in any order.
 
-A bulk stream is a sequence of frames: one byte of type, four bytes of length (big endian), the payload. A CHUNK
-payload is a four-byte index and the bytes themselves; every other payload is one MessagePack struct. The reader
-speaks first:
+A bulk stream is a sequence of frames: one byte of type, four bytes of length (big endian), the payload. A
+CHUNK payload is a four-byte index and the bytes themselves; every other payload is one MessagePack struct. The
+reader speaks first:
 
     reader                              holder
     Hello(version, ticket digest)  →
@@ -18,9 +18,9 @@ speaks first:
                                    ←    CHUNK …                       at most `credit` of them
     Credit(chunks)                 →                                  … and as many more
 
-The claim's signature covers holder key, nonce and ticket digest. The reader makes it only after it has found the
-holder's key in the certificate of this very TLS connection, so nobody in between can use it, and a second use fails
-because each nonce is asked once.
+The claim's signature covers holder key, nonce and ticket digest. The reader makes it only after it has found
+the holder's key in the certificate of this very TLS connection, so nobody in between can use it, and a second use
+fails because each nonce is asked once.
 """
 
 import struct
@@ -76,7 +76,7 @@ def chunk_hash(data: bytes | bytearray | memoryview) -> bytes:
 def blob_id_of(size: int, chunks: Sequence[bytes]) -> BlobId:
     """The name of the blob of `size` bytes whose chunks hash to `chunks`.
 
-    BLAKE3 over `"ioc/1 blob"`, the size (8 bytes, big endian), the chunk size (4 bytes), and the hashes in order.
+    BLAKE3 over `ioc/1 blob`, the size (8 bytes, big endian), the chunk size (4 bytes) and the hashes in order.
     """
     root = blake3(_ID_CONTEXT)
     root.update(_ID_HEADER.pack(size, limits.CHUNK_BYTES))
@@ -96,7 +96,7 @@ def parse_blob_id(text: str) -> BlobId:
     return BlobId(unbase32(text[1:]))
 
 
-class BlobInfo(Message):
+class BlobInfo(Message, frozen=True):
     """A blob's name and the hash list it commits to; trust it only after `check_blob_info`."""
 
     blob: Digest
@@ -127,22 +127,22 @@ def check_chunk(info: BlobInfo, index: int, data: bytes | bytearray | memoryview
 # -- tickets
 
 
-class Endpoint(Message):
+class Endpoint(Message, frozen=True):
     """Where a holder's QUIC socket listens."""
 
     host: Host
     port: Port
 
 
-class OffloadDescriptor(Message):
+class OffloadDescriptor(Message, frozen=True):
     """How to reach a blob by another road than QUIC; only the offload called `name` reads `payload`."""
 
     name: Name
     payload: Annotated[bytes, msgspec.Meta(max_length=OFFLOAD_PAYLOAD_BYTES_MAX)]
 
 
-class Ticket(Message):
-    """The right of one reader to one blob at one holder until `expires` (Unix seconds). Handed over a link, never shown."""
+class Ticket(Message, frozen=True):
+    """The right of one reader to one blob at one holder until `expires` (Unix seconds); never shown or logged."""
 
     secret: Digest
     blob: Digest
@@ -170,20 +170,20 @@ def claim_bytes(holder: bytes, nonce: bytes, digest: bytes) -> bytes:
 # -- the stream
 
 
-class Hello(Message):
+class Hello(Message, frozen=True):
     """First frame: which ticket will be claimed."""
 
     version: UInt
     ticket: Digest
 
 
-class Challenge(Message):
+class Challenge(Message, frozen=True):
     """The holder's fresh nonce."""
 
     nonce: Digest
 
 
-class Claim(Message):
+class Claim(Message, frozen=True):
     """The ticket's secret, and the proof that its reader is the one who speaks."""
 
     secret: Digest
@@ -191,46 +191,46 @@ class Claim(Message):
     signature: Signature
 
 
-class Accept(Message):
+class Accept(Message, frozen=True):
     """The claim holds; this is how large the blob is."""
 
     size: Annotated[int, msgspec.Meta(ge=0, le=BLOB_BYTES_MAX)]
     chunks: Annotated[int, msgspec.Meta(ge=0, le=limits.BLOB_CHUNKS_MAX)]
 
 
-class Refusal(Message):
+class Refusal(Message, frozen=True):
     """No, or no longer: a code of `ioc_wire.errors`."""
 
     code: UInt
     detail: ShortText = ""
 
 
-class WantHashes(Message):
+class WantHashes(Message, frozen=True):
     """Ask for the whole hash list."""
 
 
-class Hashes(Message):
+class Hashes(Message, frozen=True):
     """Consecutive chunk hashes from chunk `start` on."""
 
     start: UInt
     digests: Annotated[tuple[Digest, ...], msgspec.Meta(min_length=1, max_length=HASHES_PER_FRAME_MAX)]
 
 
-class ChunkRange(Message):
+class ChunkRange(Message, frozen=True):
     """Chunks `start` … `start + count - 1`."""
 
     start: Annotated[int, msgspec.Meta(ge=0, lt=limits.BLOB_CHUNKS_MAX)]
     count: Annotated[int, msgspec.Meta(ge=1, le=limits.BLOB_CHUNKS_MAX)]
 
 
-class Want(Message):
+class Want(Message, frozen=True):
     """Ask for chunks, in this order; `credit` of them may be sent before the next Credit."""
 
     ranges: Annotated[tuple[ChunkRange, ...], msgspec.Meta(min_length=1, max_length=RANGES_MAX)]
     credit: Annotated[int, msgspec.Meta(ge=1, le=CREDIT_CHUNKS_MAX)]
 
 
-class Credit(Message):
+class Credit(Message, frozen=True):
     """So many chunks more may be sent."""
 
     chunks: Annotated[int, msgspec.Meta(ge=1, le=CREDIT_CHUNKS_MAX)]
@@ -267,7 +267,7 @@ def encode_chunk_header(index: int, length: int) -> bytes:
 
 
 def decode_frame_header(data: bytes | bytearray | memoryview) -> tuple[int, int]:
-    """Frame type and payload length; raises `UnknownType` or `TooLarge` before anything is buffered for it."""
+    """Frame type and payload length; raises `UnknownType` or `TooLarge` before anything is buffered."""
     kind, length = FRAME_HEADER.unpack(data)
     if kind != CHUNK_FRAME and kind not in _KINDS:
         raise UnknownType(f"bulk frame {kind}")
