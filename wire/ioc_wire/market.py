@@ -1,0 +1,130 @@
+"""Demands, offers and leases: what a task needs, who could serve it, and the promise to do so."""
+
+from typing import Annotated, ClassVar
+
+import msgspec
+
+from ioc_wire import limits
+from ioc_wire.codec import Digest, Document, Host, Key, Message, Name, Port, ShortText, UInt
+from ioc_wire.records import StatusRow
+from ioc_wire.signed import Signed, SignedPayload
+from ioc_wire.tasks import Constraints, Resources, TaskDefinition
+
+Reason = Annotated[str, msgspec.Meta(max_length=512)]
+
+
+class Demand(Document):
+    """What a task needs, derived from its definition or given on a command line."""
+
+    resources: Resources = Resources()
+    constraints: Constraints = Constraints()
+    runtimes: tuple[Name, ...] = ()
+    wall_seconds: UInt = 3600
+
+
+def demand_of(task: TaskDefinition) -> Demand:
+    """The demand that a task definition implies."""
+    return Demand(
+        resources=task.resources,
+        constraints=task.constraints,
+        runtimes=(task.executor.runtime,),
+        wall_seconds=task.limits.wall_seconds,
+    )
+
+
+class Contact(Message):
+    """How to reach a node: its key, and the host and port where it listens."""
+
+    key: Key
+    host: Host
+    port: Port
+
+
+class Offer(Message):
+    """A record with status that could serve a demand. `price_micro` estimates the whole task at its wall limit;
+    `reasons` say how it was ranked; RTT is -1 where nobody measured it."""
+
+    record: Signed
+    provider: Contact
+    status: StatusRow
+    price_micro: UInt
+    reasons: Annotated[tuple[Reason, ...], msgspec.Meta(max_length=16)] = ()
+    rtt_us: int = -1
+
+
+class Removal(Message):
+    """How many candidates one condition removed, and the nearest miss (empty where there is none)."""
+
+    condition: Name
+    removed: UInt
+    nearest: Reason = ""
+
+
+# -- messages over links (tags 20-39)
+
+
+class FindOffers(Message, tag=20):
+    """Demand query to a core node. Answer: `OffersFound`."""
+
+    demand: Demand
+    policy: Name
+    limit: Annotated[int, msgspec.Meta(ge=1, le=limits.OFFERS_MAX)] = 32
+
+
+class OffersFound(Message, tag=21):
+    """Ranked offers. `digest` is that of the core node's head vector: two core nodes with one digest that answer
+    differently expose an omission. `removals` explain what was not offered."""
+
+    offers: Annotated[tuple[Offer, ...], msgspec.Meta(max_length=limits.OFFERS_MAX)]
+    considered: UInt
+    removals: Annotated[tuple[Removal, ...], msgspec.Meta(max_length=32)]
+    digest: Digest
+
+
+class ReserveLease(Message, tag=22):
+    """Ask the provider for a time-bounded promise. Answer: `LeaseGranted`, or `LeaseRefused` with the reason."""
+
+    cid: ShortText
+    demand: Demand
+    task: Digest
+    attempt: UInt
+    price_micro_max: UInt | None = None
+
+
+class Lease(SignedPayload):
+    """The provider's promise: these resources are kept for `consumer` until `expires`, and longer once accepted.
+    `price_micro` is per core-hour. Exactly one order may accept it."""
+
+    kind: ClassVar[str] = "lease"
+    lease: Digest
+    cid: ShortText
+    consumer: Key
+    task: Digest
+    attempt: UInt
+    cores_milli: UInt
+    memory_mib: UInt
+    disk_mib: UInt
+    accelerators_milli: tuple[UInt, ...]
+    price_micro: UInt
+    issued: UInt
+    expires: UInt
+
+
+class LeaseGranted(Message, tag=23):
+    lease: Signed
+
+
+class ReleaseLease(Message, tag=24):
+    """Give a promise back that will not be used. Answer: `Done`, also when it has ended already."""
+
+    lease: Digest
+
+
+class MeasureRtt(Message, tag=25):
+    """Answered at once with `RttMeasured`: the asker's clock tells the round trip."""
+
+
+class RttMeasured(Message, tag=26):
+    """`load_milli`: thousandths of the provider's cores that are in use."""
+
+    load_milli: UInt
