@@ -1,10 +1,10 @@
 """Blobs, tickets, and what travels on a bulk QUIC stream.
 
-A blob's name commits to its size, the chunk size and the list of its chunk hashes, so one wrong byte is known as
-soon as its chunk has arrived, and chunks may come from anywhere in any order.
+A blob's name commits to its size, the chunk size and the list of its chunk hashes, so one wrong byte is known
+as soon as its chunk has arrived, and chunks may come from anywhere in any order.
 
 A bulk stream is a sequence of frames: one byte of type, four bytes of length (big endian), the payload. A
-CHUNK payload is a four-byte index and the bytes themselves; every other payload is one MessagePack struct. The
+CHUNK payload is a four-byte index and the bytes themselves, every other payload one MessagePack struct. The
 reader speaks first:
 
     reader                              holder
@@ -19,7 +19,7 @@ reader speaks first:
     Credit(chunks)                 →                                  … and as many more
 
 The claim's signature covers holder key, nonce and ticket digest. The reader makes it only after it has found
-the holder's key in the certificate of this very TLS connection, so nobody in between can use it, and a second use
+the holder's key in the certificate of this very TLS connection, so nobody in between can use it; a second use
 fails because each nonce is asked once.
 """
 
@@ -76,7 +76,7 @@ def chunk_hash(data: bytes | bytearray | memoryview) -> bytes:
 def blob_id_of(size: int, chunks: Sequence[bytes]) -> BlobId:
     """The name of the blob of `size` bytes whose chunks hash to `chunks`.
 
-    BLAKE3 over `ioc/1 blob`, the size (8 bytes, big endian), the chunk size (4 bytes) and the hashes in order.
+    BLAKE3 over `ioc/1 blob`, size (8 bytes, big endian), chunk size (4 bytes), and the hashes in order.
     """
     root = blake3(_ID_CONTEXT)
     root.update(_ID_HEADER.pack(size, limits.CHUNK_BYTES))
@@ -142,7 +142,7 @@ class OffloadDescriptor(Message, frozen=True):
 
 
 class Ticket(Message, frozen=True):
-    """The right of one reader to one blob at one holder until `expires` (Unix seconds); never shown or logged."""
+    """The right of one reader to one blob at one holder until `expires` (Unix seconds)."""
 
     secret: Digest
     blob: Digest
