@@ -286,3 +286,18 @@ def decode_frame(kind: int, payload: bytes | bytearray | memoryview) -> BulkMess
         raise UnknownType(f"bulk frame {kind}")
     message: BulkMessage = decode(payload, expected, size_max=MESSAGE_BYTES_MAX)
     return message
+
+
+# -- messages over links (tags 60-79)
+
+
+class RequestTicket(Message, tag=60):
+    """The asking peer wants to read `blob`. Answer: `TicketIssued`, or `NotFound`, or `NotOwner`."""
+
+    blob: Digest
+
+
+class TicketIssued(Message, tag=61):
+    """Answer to `RequestTicket` and to `GrantOutput` (`ioc_wire.tasks`)."""
+
+    ticket: Ticket

@@ -1,9 +1,9 @@
 """Datagrams of the DHT: the packets that make and carry a session, and the messages inside them.
 
-Packets. One UDP datagram of at most 1200 bytes. Integers are big-endian. Every packet begins with a header of 21
-bytes, `kind (1) | session id (8) | nonce (12)`. A session id is chosen at random by its *receiver*; in KNOCK and
-HANDSHAKE it is the one that the initiator will answer to. The shape follows discv5 (WHOAREYOU), with a rotating
-signed prekey, so that two round trips give an authenticated session and the first answer.
+Packets. One UDP datagram of at most 1200 bytes. Integers are big-endian. Every packet begins with a header of
+21 bytes, `kind (1) | session id (8) | nonce (12)`. A session id is chosen at random by its *receiver*; in
+KNOCK and HANDSHAKE it is the one that the initiator will answer to. The shape follows discv5 (WHOAREYOU),
+with a rotating signed prekey, so that two round trips give an authenticated session and the first answer.
 
 ========= ==== ============================================================================================
 KNOCK     0x01 header (random nonce) | version (1) | network id (32) | initiator's node ID (32) |
@@ -19,27 +19,28 @@ REFUSED   0x06 bytes 1 to 20 of the refused packet | error code (2); code 0: "I 
 
 - The *network id* is the SHA-256 of the network's definition. A responder answers another one with REFUSED 9.
 - The *cookie* is opaque to the initiator: a coarse time (4) and a truncated HMAC-SHA-256 (20) over that time,
-  the initiator's address, node ID, session id and nonce. The responder keeps nothing until it comes back. Before
-  that no answer is larger than its request (192 bytes against 181 or 23).
-- The *prekey* is an X25519 public key, valid until `not_after` (seconds since 1970). Its Ed25519 signature covers
-  `signed_bytes("ioc/1", "dht-prekey", network id | prekey | not_after)`.
+  the initiator's address, node ID, session id and nonce. The responder keeps nothing until it comes back.
+  Before that no answer is larger than its request (192 bytes against 181 or 23).
+- The *prekey* is an X25519 public key, valid until `not_after` (seconds since 1970). Its Ed25519 signature
+  covers `signed_bytes("ioc/1", "dht-prekey", network id | prekey | not_after)`.
 - The *transcript* is `network id | initiator's key | responder's key | session id | nonce | cookie | prekey |
   ephemeral | flags`. HANDSHAKE's signature covers `signed_bytes("ioc/1", "dht-handshake", transcript)`.
-- *Keys*: `HKDF-SHA-256(ikm = X25519(ephemeral, prekey), salt = SHA-256(transcript), info = "ioc/1 dht keys")`,
-  32 bytes: first the initiator's AES-128-GCM key, then the responder's. The associated data is everything before
-  the ciphertext. The GCM nonce is 4 zero bytes and the sender's counter (8); counter 0 is that of HANDSHAKE and
-  ACCEPT, MESSAGE counts from 1. A counter is accepted once, within a window of 64 behind the highest seen.
-- *Flags*: bit 0, the initiator is a server (it wants to be in routing tables).
+- *Keys*: `HKDF-SHA-256(ikm = X25519(ephemeral, prekey), salt = SHA-256(transcript), info = "ioc/1 dht
+  keys")`, 32 bytes: first the initiator's AES-128-GCM key, then the responder's. The associated data is
+  everything before the ciphertext. The GCM nonce is 4 zero bytes and the sender's counter (8); counter 0 is
+  that of HANDSHAKE and ACCEPT, MESSAGE counts from 1. A counter is accepted once, within a window of 64
+  behind the highest seen.
+- *Flags*: bit 0, the sender is a server (it wants to be in routing tables).
 - In a `certified` network both sides send the delegation chain whose last subject is their node key, and a
   server's must hold a server role. In an `open` network none is sent, and one that is sent is ignored.
 - A session belongs to a node ID *and* an address: a MESSAGE from elsewhere is answered with REFUSED 0. So a
-  session proves its address, and takes the place of BEP 5's write token. A HANDSHAKE is accepted once; its exact
-  repetition is answered with the same ACCEPT, any other use of its cookie is dropped.
+  session proves its address, and takes the place of BEP 5's write token. A HANDSHAKE is accepted once; its
+  exact repetition is answered with the same ACCEPT, any other use of its cookie is dropped.
 
 Messages. `[type, request, …]` in MessagePack; `request` is chosen by the asker and echoed in the answer. An
 unknown type is answered with `Refusal` 2. A request may be repeated (its answer may have been lost): all are
-idempotent. A record does not share a datagram with its chain: it names it by `chain_hash`, and who does not know
-that chain asks for it.
+idempotent. A record does not share a datagram with its chain: it names it by `chain_hash`, and who does not
+know that chain asks for it.
 """
 
 import functools
@@ -206,9 +207,10 @@ class Opening(Message):
 
 
 class Acceptance(Message):
-    """Inside an ACCEPT: the responder's session id, its chain, and the first answer, if it fits."""
+    """Inside an ACCEPT: the responder's session id, flags and chain, and the first answer, if it fits."""
 
     session_id: SessionId
+    flags: Annotated[int, msgspec.Meta(ge=0, le=255)]
     chain: Chain | None
     message: bytes
 

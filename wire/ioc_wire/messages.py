@@ -1,14 +1,13 @@
-"""Every body that travels over a link, as one tagged union.
+"""Every body that travels over a link between nodes, as one union of tagged messages.
 
 A body is an array whose first element is the type's tag. An unknown tag is refused with `UnknownType`, so that a
 newer peer learns at once that it is not understood.
 """
 
-import msgspec
+from typing import Final
 
-from ioc_wire import bulk, gossip, limits, market, tasks
-from ioc_wire.codec import Message, encode
-from ioc_wire.errors import Malformed, TooLarge, UnknownType
+from ioc_wire import bulk, gossip, market, tasks
+from ioc_wire.links import UnionCodec
 
 Body = (
     gossip.PublishHead
@@ -42,33 +41,5 @@ Body = (
     | bulk.TicketIssued
 )
 
-TAGS = {kind.__struct_config__.tag: kind for kind in Body.__args__}
-_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Body)
-
-
-def encode_body(message: Message) -> bytes:
-    """The bytes of a body; raises `TooLarge` above the frame limit (a local mistake: page the answer)."""
-    data = encode(message)
-    if len(data) > limits.LINK_FRAME_BYTES_MAX - 64:
-        raise TooLarge(f"{type(message).__name__} of {len(data)} bytes does not fit into a frame")
-    return data
-
-
-def decode_body(data: bytes | memoryview) -> Message:
-    """Decode and validate a body. Raises `UnknownType` for a tag that is not in the table, else `Malformed`."""
-    try:
-        return _decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        tag = tag_of(data)
-        if tag is not None and tag not in TAGS:
-            raise UnknownType(f"tag {tag}") from None
-        raise Malformed(f"{TAGS[tag].__name__ if tag in TAGS else 'message'}: {error}") from None
-
-
-def tag_of(data: bytes | memoryview) -> int | None:
-    """The integer tag at the front of an array, `None` where there is none."""
-    try:
-        first = msgspec.msgpack.decode(data, type=list[msgspec.Raw])[0]
-        return msgspec.msgpack.decode(first, type=int)
-    except (msgspec.MsgspecError, IndexError, UnicodeDecodeError, RecursionError, ValueError):
-        return None
+NODE_CODEC: Final = UnionCodec(Body)
+"""The codec of links between nodes."""
