@@ -80,7 +80,9 @@ def verify_chain(
         if now > delegation.not_after + limits.CLOCK_SKEW_SECONDS:
             raise Expired(f"link {number} of the delegation chain, since {int(now - delegation.not_after)} s")
         if now < delegation.not_before - limits.CLOCK_SKEW_SECONDS:
-            raise NotYetValid(f"link {number} of the delegation chain, for {int(delegation.not_before - now)} s")
+            raise NotYetValid(
+                f"link {number} of the delegation chain, for {int(delegation.not_before - now)} s"
+            )
         parent = delegation
     assert parent is not None
     return Grant(parent.subject, parent.prefix, parent.roles, parent.not_after)
@@ -104,7 +106,9 @@ def _check_link(
         grantable |= _MAY_GRANT.get(role, frozenset())
     excess = set(link.roles) - grantable
     if excess:
-        raise BrokenChain(f"link {number} grants {', '.join(sorted(excess))}, which its issuer may not hand on")
+        raise BrokenChain(
+            f"link {number} grants {', '.join(sorted(excess))}, which its issuer may not hand on"
+        )
 
 
 def check_names(prefix: str, key: bytes, grant: Grant | None) -> None:

@@ -67,7 +67,9 @@ def parse_cid(text: str) -> Cid:
         )
     cid = Cid(match["prefix"], tuple(match["path"].split("/")))
     if cid.prefix.startswith("cn.") and not CITIES_CN.fullmatch(cid.city):
-        raise BadIdentifier(f"{text[:80]!r}: under root cn the city is a four-digit GB/T 2260 code, not {cid.city!r}")
+        raise BadIdentifier(
+            f"{text[:80]!r}: under root cn the city is a four-digit GB/T 2260 code, not {cid.city!r}"
+        )
     return cid
 
 

@@ -17,7 +17,9 @@ Key = Annotated[bytes, msgspec.Meta(min_length=limits.KEY_BYTES, max_length=limi
 """An Ed25519 or X25519 public key."""
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 """A SHA-256 or BLAKE3 digest."""
-Signature = Annotated[bytes, msgspec.Meta(min_length=limits.SIGNATURE_BYTES, max_length=limits.SIGNATURE_BYTES)]
+Signature = Annotated[
+    bytes, msgspec.Meta(min_length=limits.SIGNATURE_BYTES, max_length=limits.SIGNATURE_BYTES)
+]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 UInt = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Host = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
@@ -47,7 +49,9 @@ def _decoder(kind: Any) -> Any:
     return msgspec.msgpack.Decoder(kind)
 
 
-def decode(data: bytes | bytearray | memoryview, kind: type[_T], *, size_max: int = limits.LINK_FRAME_BYTES_MAX) -> _T:
+def decode(
+    data: bytes | bytearray | memoryview, kind: type[_T], *, size_max: int = limits.LINK_FRAME_BYTES_MAX
+) -> _T:
     """Decode and validate in one step.
 
     Raises `TooLarge` above `size_max` bytes and `Malformed` for everything else that is wrong with `data`.

@@ -72,7 +72,9 @@ def verify(signed: Signed, expected: type[_P]) -> _P:
     """
     if signed.domain != DOMAIN or signed.kind != expected.kind:
         raise UnknownType(f"expected {DOMAIN} {expected.kind}, got {signed.domain} {signed.kind}")
-    verify_bytes(signed.key, signed.signature, signed_bytes(signed.domain, signed.kind, signed.payload), signed.kind)
+    verify_bytes(
+        signed.key, signed.signature, signed_bytes(signed.domain, signed.kind, signed.payload), signed.kind
+    )
     return decode(signed.payload, expected)
 
 

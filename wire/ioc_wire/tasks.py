@@ -33,7 +33,9 @@ State = Literal[
     "PREEMPTED",
     "UNKNOWN",
 ]
-ENDED: Final[frozenset[str]] = frozenset({"COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED", "PREEMPTED"})
+ENDED: Final[frozenset[str]] = frozenset(
+    {"COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED", "PREEMPTED"}
+)
 """UNKNOWN is not among them: contact is lost, the task may still be running."""
 
 
@@ -42,7 +44,9 @@ class ExecutorStep(Document):
 
     runtime: Name
     program: Annotated[str, msgspec.Meta(max_length=1024)] = ""
-    command: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=8192)], ...], msgspec.Meta(max_length=1024)] = ()
+    command: Annotated[
+        tuple[Annotated[str, msgspec.Meta(max_length=8192)], ...], msgspec.Meta(max_length=1024)
+    ] = ()
     env: dict[Name, Annotated[str, msgspec.Meta(max_length=8192)]] = msgspec.field(default_factory=dict)
 
 
@@ -132,7 +136,12 @@ class WorkflowDefinition(Document):
 def check_path(path: str) -> str:
     """Return `path` if it stays inside a task's folder, else raise `BadTask`."""
     parts = path.split("/")
-    if path.startswith("/") or "\\" in path or "\x00" in path or any(part in ("", ".", "..") for part in parts):
+    if (
+        path.startswith("/")
+        or "\\" in path
+        or "\x00" in path
+        or any(part in ("", ".", "..") for part in parts)
+    ):
         raise BadTask(f"path {path!r} must be relative and stay inside the task's folder")
     return path
 
