@@ -29,7 +29,7 @@ _MAY_GRANT: Final[dict[str, frozenset[str]]] = {
 Chain = Annotated[tuple[Signed, ...], msgspec.Meta(max_length=limits.CHAIN_LINKS_MAX)]
 
 
-class Delegation(SignedPayload):
+class Delegation(SignedPayload, frozen=True):
     """Grant of a prefix and roles to `subject` by the envelope's key. Times in seconds since 1970, UTC."""
 
     kind: ClassVar[str] = "delegation"
@@ -40,7 +40,7 @@ class Delegation(SignedPayload):
     not_after: UInt
 
 
-class Grant(Message):
+class Grant(Message, frozen=True):
     """What a verified chain gives to its last subject."""
 
     subject: Key

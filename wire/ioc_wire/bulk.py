@@ -291,13 +291,13 @@ def decode_frame(kind: int, payload: bytes | bytearray | memoryview) -> BulkMess
 # -- messages over links (tags 60-79)
 
 
-class RequestTicket(Message, tag=60):
+class RequestTicket(Message, tag=60, frozen=True):
     """The asking peer wants to read `blob`. Answer: `TicketIssued`, or `NotFound`, or `NotOwner`."""
 
     blob: Digest
 
 
-class TicketIssued(Message, tag=61):
+class TicketIssued(Message, tag=61, frozen=True):
     """Answer to `RequestTicket` and to `GrantOutput` (`ioc_wire.tasks`)."""
 
     ticket: Ticket

@@ -59,7 +59,8 @@ def decode(
     if len(data) > size_max:
         raise TooLarge(f"{len(data)} bytes, at most {size_max} are allowed")
     try:
-        value: _T = _decoder(kind).decode(data)
+        decoder: Any = _decoder(kind)  # type: ignore[arg-type]  # types and unions are hashable
+        value: _T = decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise Malformed(f"{_name(kind)}: {error}") from None
     return value

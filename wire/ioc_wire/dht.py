@@ -199,14 +199,14 @@ def handshake_signed_bytes(transcript_bytes: bytes) -> bytes:
     return signed_bytes(DOMAIN, "dht-handshake", transcript_bytes)
 
 
-class Opening(Message):
+class Opening(Message, frozen=True):
     """Inside a HANDSHAKE: the initiator's chain (certified networks) and its first message, if it fits."""
 
     chain: Chain | None
     message: bytes
 
 
-class Acceptance(Message):
+class Acceptance(Message, frozen=True):
     """Inside an ACCEPT: the responder's session id, flags and chain, and the first answer, if it fits."""
 
     session_id: SessionId
@@ -218,7 +218,7 @@ class Acceptance(Message):
 # -- messages
 
 
-class Contact(Message):
+class Contact(Message, frozen=True):
     """A server and its address: 4 or 16 bytes of IP and a UDP port."""
 
     node_id: Digest
@@ -229,11 +229,11 @@ class Contact(Message):
 Contacts = Annotated[tuple[Contact, ...], msgspec.Meta(max_length=limits.REPLICATION)]
 
 
-class Ping(Message, tag=1):
+class Ping(Message, tag=1, frozen=True):
     request: Nonce
 
 
-class Pong(Message, tag=2):
+class Pong(Message, tag=2, frozen=True):
     """`host` and `port` are the asker's, as the answerer sees them."""
 
     request: Nonce
@@ -241,14 +241,14 @@ class Pong(Message, tag=2):
     port: Port
 
 
-class FindNode(Message, tag=3):
+class FindNode(Message, tag=3, frozen=True):
     """Who are the servers nearest to `target`? Answered with `Nodes`."""
 
     request: Nonce
     target: Digest
 
 
-class Nodes(Message, tag=4):
+class Nodes(Message, tag=4, frozen=True):
     """Servers that the answerer has itself verified to live, nearest first; `total` is how many it knows."""
 
     request: Nonce
@@ -256,14 +256,14 @@ class Nodes(Message, tag=4):
     total: UInt
 
 
-class GetServers(Message, tag=5):
+class GetServers(Message, tag=5, frozen=True):
     """A page of the answerer's table: its first servers with IDs above `after`. Answered with `Nodes`."""
 
     request: Nonce
     after: Digest
 
 
-class Get(Message, tag=6):
+class Get(Message, tag=6, frozen=True):
     """The record at `key`, if its version is at least `min_version`. Answered with `Value`."""
 
     request: Nonce
@@ -271,7 +271,7 @@ class Get(Message, tag=6):
     min_version: UInt
 
 
-class Value(Message, tag=7):
+class Value(Message, tag=7, frozen=True):
     """The record, if held, and as many of the servers nearest to its key as fit beside it."""
 
     request: Nonce
@@ -280,7 +280,7 @@ class Value(Message, tag=7):
     nodes: Contacts
 
 
-class Put(Message, tag=8):
+class Put(Message, tag=8, frozen=True):
     """Keep this record. Answered with `Stored`, or a `Refusal` with the reason."""
 
     request: Nonce
@@ -288,11 +288,11 @@ class Put(Message, tag=8):
     chain_hash: Digest | None
 
 
-class Stored(Message, tag=9):
+class Stored(Message, tag=9, frozen=True):
     request: Nonce
 
 
-class Refusal(Message, tag=10):
+class Refusal(Message, tag=10, frozen=True):
     """A `WireError` by its code."""
 
     request: Nonce
@@ -300,38 +300,38 @@ class Refusal(Message, tag=10):
     detail: Annotated[str, msgspec.Meta(max_length=400)]
 
 
-class GetChain(Message, tag=11):
+class GetChain(Message, tag=11, frozen=True):
     """The chain with this hash. Answered with `ChainValue` or `Refusal` 23."""
 
     request: Nonce
     chain_hash: Digest
 
 
-class ChainValue(Message, tag=12):
+class ChainValue(Message, tag=12, frozen=True):
     request: Nonce
     chain: Chain
 
 
-class PutChain(Message, tag=13):
+class PutChain(Message, tag=13, frozen=True):
     """A chain that a following `Put` names. Verified, then answered with `Stored`."""
 
     request: Nonce
     chain: Chain
 
 
-class Announce(Message, tag=14):
+class Announce(Message, tag=14, frozen=True):
     """A signed `HolderRecord`. Answered with `Stored` or a `Refusal`."""
 
     request: Nonce
     holder: Signed
 
 
-class GetHolders(Message, tag=15):
+class GetHolders(Message, tag=15, frozen=True):
     request: Nonce
     blob: Digest
 
 
-class Holders(Message, tag=16):
+class Holders(Message, tag=16, frozen=True):
     """Up to as many holders as fit, chosen at random out of `total`, and servers nearer to the blob."""
 
     request: Nonce
@@ -375,7 +375,7 @@ def unknown_request(data: bytes) -> int | None:
 # -- holders of blobs
 
 
-class HolderRecord(SignedPayload):
+class HolderRecord(SignedPayload, frozen=True):
     """The signing node holds `blob` and gives it out over a link to `host`:`port`. Times since 1970, UTC."""
 
     kind: ClassVar[str] = "holder"

@@ -1,8 +1,8 @@
 """Frames of a link: many request/response and event streams over one authenticated connection.
 
-Every frame is one message of the carrier (a binary WebSocket message between nodes, a length-prefixed block on the
-local control socket). The side that opens a stream numbers it, each side counting up from 1 on its own; which side
-a number belongs to follows from the frame's type, because only the opener sends `OpenStream`, `Credit` and
+Every frame is one message of the carrier (a binary WebSocket message between nodes, a length-prefixed block on
+the local control socket). The side that opens a stream numbers it, each side counting up from 1 on its own; which
+side a number belongs to follows from the frame's type, because only the opener sends `OpenStream`, `Credit` and
 `CancelStream`, and only the answering side sends `Item`, `EndStream` and `FailStream`.
 
 A body is the MessagePack array of one message, its first element an integer tag. Links don't look inside.
@@ -32,7 +32,7 @@ ListenHost = Annotated[str, msgspec.Meta(max_length=253)]
 RoleClaims = Annotated[tuple[Role, ...], msgspec.Meta(max_length=8)]
 
 
-class OpenStream(Message, tag=1):
+class OpenStream(Message, tag=1, frozen=True):
     """Ask something; the answering side may send `credit` items before it is given more."""
 
     stream: UInt
@@ -40,21 +40,21 @@ class OpenStream(Message, tag=1):
     body: Body
 
 
-class Item(Message, tag=2):
+class Item(Message, tag=2, frozen=True):
     """One item of an answer. Costs one credit."""
 
     stream: UInt
     body: Body
 
 
-class EndStream(Message, tag=3):
+class EndStream(Message, tag=3, frozen=True):
     """The answer is complete. A body that is not empty is its last item (costs no credit)."""
 
     stream: UInt
     body: Body = b""
 
 
-class FailStream(Message, tag=4):
+class FailStream(Message, tag=4, frozen=True):
     """The answer is a refusal: a code of the table in `ioc_wire.errors`, and one line."""
 
     stream: UInt
@@ -62,30 +62,30 @@ class FailStream(Message, tag=4):
     detail: Detail = ""
 
 
-class CancelStream(Message, tag=5):
+class CancelStream(Message, tag=5, frozen=True):
     """The opener no longer wants the answer. Nothing is answered; frames on their way are ignored."""
 
     stream: UInt
 
 
-class Credit(Message, tag=6):
+class Credit(Message, tag=6, frozen=True):
     """The answering side may send `count` more items."""
 
     stream: UInt
     count: CreditCount
 
 
-class Notify(Message, tag=7):
+class Notify(Message, tag=7, frozen=True):
     """One-way message; may be dropped by a receiver that is behind."""
 
     body: Body
 
 
-class Heartbeat(Message, tag=8):
+class Heartbeat(Message, tag=8, frozen=True):
     """Sent when nothing was heard for a while; answered by `HeartbeatAck`."""
 
 
-class HeartbeatAck(Message, tag=9):
+class HeartbeatAck(Message, tag=9, frozen=True):
     """Answer to `Heartbeat`."""
 
 
@@ -95,14 +95,14 @@ Frame = OpenStream | Item | EndStream | FailStream | CancelStream | Credit | Not
 # -- handshake, inside the TLS channel: ServerHello, ClientHello, Welcome; or Refusal instead of the next one
 
 
-class Listen(Message):
+class Listen(Message, frozen=True):
     """Where a node takes links. An empty host means: the address that this connection comes from."""
 
     host: ListenHost
     port: ListenPort
 
 
-class ServerHello(Message, tag=16):
+class ServerHello(Message, tag=16, frozen=True):
     """First message, from the accepting side. `key` is also the key of its TLS certificate."""
 
     version: UInt
@@ -113,11 +113,11 @@ class ServerHello(Message, tag=16):
     chain: Annotated[tuple[Signed, ...], msgspec.Meta(max_length=limits.CHAIN_LINKS_MAX)] = ()
 
 
-class ClientProof(SignedPayload):
+class ClientProof(SignedPayload, frozen=True):
     """What the dialing side signs with its node key.
 
-    It is bound to one connection by the accepting side's fresh nonce and by the key that this side's TLS channel
-    has authenticated, so that neither a replay nor a relay through a third node verifies.
+    It is bound to one connection by the accepting side's fresh nonce and by the key that the TLS channel has
+    authenticated, so that neither a replay nor a relay through a third node verifies.
     """
 
     kind: ClassVar[str] = "link-proof"
@@ -128,19 +128,19 @@ class ClientProof(SignedPayload):
     listen: Listen | None = None
 
 
-class ClientHello(Message, tag=17):
-    """Second message: the dialing side's signed `ClientProof` and its delegation chain (empty in open networks)."""
+class ClientHello(Message, tag=17, frozen=True):
+    """Second message: the dialing side's signed `ClientProof` and its delegation chain."""
 
     version: UInt
     proof: Signed
     chain: Annotated[tuple[Signed, ...], msgspec.Meta(max_length=limits.CHAIN_LINKS_MAX)] = ()
 
 
-class Welcome(Message, tag=18):
+class Welcome(Message, tag=18, frozen=True):
     """Third message: the link is up."""
 
 
-class Refusal(Message, tag=19):
+class Refusal(Message, tag=19, frozen=True):
     """Either side ends the handshake, and says why."""
 
     code: UInt

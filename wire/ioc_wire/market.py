@@ -13,7 +13,7 @@ from ioc_wire.tasks import Constraints, Resources, TaskDefinition
 Reason = Annotated[str, msgspec.Meta(max_length=512)]
 
 
-class Demand(Document):
+class Demand(Document, frozen=True):
     """What a task needs, derived from its definition or given on a command line."""
 
     resources: Resources = Resources()
@@ -32,7 +32,7 @@ def demand_of(task: TaskDefinition) -> Demand:
     )
 
 
-class Contact(Message):
+class Contact(Message, frozen=True):
     """How to reach a node: its key, and the host and port where it listens."""
 
     key: Key
@@ -40,7 +40,7 @@ class Contact(Message):
     port: Port
 
 
-class Offer(Message):
+class Offer(Message, frozen=True):
     """A record with status that could serve a demand. `price_micro` estimates the whole task at its wall limit;
     `reasons` say how it was ranked; RTT is -1 where nobody measured it."""
 
@@ -52,7 +52,7 @@ class Offer(Message):
     rtt_us: int = -1
 
 
-class Removal(Message):
+class Removal(Message, frozen=True):
     """How many candidates one condition removed, and the nearest miss (empty where there is none)."""
 
     condition: Name
@@ -63,7 +63,7 @@ class Removal(Message):
 # -- messages over links (tags 20-39)
 
 
-class FindOffers(Message, tag=20):
+class FindOffers(Message, tag=20, frozen=True):
     """Demand query to a core node. Answer: `OffersFound`."""
 
     demand: Demand
@@ -71,7 +71,7 @@ class FindOffers(Message, tag=20):
     limit: Annotated[int, msgspec.Meta(ge=1, le=limits.OFFERS_MAX)] = 32
 
 
-class OffersFound(Message, tag=21):
+class OffersFound(Message, tag=21, frozen=True):
     """Ranked offers. `digest` is that of the core node's head vector: two core nodes with one digest that answer
     differently expose an omission. `removals` explain what was not offered."""
 
@@ -81,7 +81,7 @@ class OffersFound(Message, tag=21):
     digest: Digest
 
 
-class ReserveLease(Message, tag=22):
+class ReserveLease(Message, tag=22, frozen=True):
     """Ask the provider for a time-bounded promise. Answer: `LeaseGranted`, or `LeaseRefused` with the reason."""
 
     cid: ShortText
@@ -91,7 +91,7 @@ class ReserveLease(Message, tag=22):
     price_micro_max: UInt | None = None
 
 
-class Lease(SignedPayload):
+class Lease(SignedPayload, frozen=True):
     """The provider's promise: these resources are kept for `consumer` until `expires`, and longer once accepted.
     `price_micro` is per core-hour. Exactly one order may accept it."""
 
@@ -110,21 +110,21 @@ class Lease(SignedPayload):
     expires: UInt
 
 
-class LeaseGranted(Message, tag=23):
+class LeaseGranted(Message, tag=23, frozen=True):
     lease: Signed
 
 
-class ReleaseLease(Message, tag=24):
+class ReleaseLease(Message, tag=24, frozen=True):
     """Give a promise back that will not be used. Answer: `Done`, also when it has ended already."""
 
     lease: Digest
 
 
-class MeasureRtt(Message, tag=25):
+class MeasureRtt(Message, tag=25, frozen=True):
     """Answered at once with `RttMeasured`: the asker's clock tells the round trip."""
 
 
-class RttMeasured(Message, tag=26):
+class RttMeasured(Message, tag=26, frozen=True):
     """`load_milli`: thousandths of the provider's cores that are in use."""
 
     load_milli: UInt

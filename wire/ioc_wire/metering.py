@@ -13,7 +13,7 @@ from ioc_wire.identity import base32
 from ioc_wire.signed import Signed, SignedPayload, verify
 
 
-class UsageRecord(SignedPayload):
+class UsageRecord(SignedPayload, frozen=True):
     """What one attempt of a task used. Milliseconds of cores, accelerators and wall clock; MiB-milliseconds of
     memory; bytes moved in and out; tokens; `cost_micro` in millionths of the currency."""
 
@@ -39,7 +39,7 @@ class UsageRecord(SignedPayload):
     tokens_out: UInt = 0
 
 
-class Receipt(SignedPayload):
+class Receipt(SignedPayload, frozen=True):
     """A provider's signed usage record, countersigned by the consumer that is named in it."""
 
     kind: ClassVar[str] = "receipt"

@@ -19,14 +19,14 @@ Milli = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
 """Thousandths: of one accelerator, or of one core."""
 
 
-class Endpoint(Message):
+class Endpoint(Message, frozen=True):
     """Where a node listens: TCP `port` for links, UDP `port` for the DHT, UDP `port + 1` for QUIC."""
 
     host: Host
     port: Port
 
 
-class Place(Message):
+class Place(Message, frozen=True):
     """Where a resource stands. `city` is GB/T 2260 under root `cn`; coordinates in millionths of a degree."""
 
     country: Annotated[str, msgspec.Meta(min_length=2, max_length=2)]
@@ -36,7 +36,7 @@ class Place(Message):
     longitude_e6: Annotated[int, msgspec.Meta(ge=-180_000_000, le=180_000_000)] = 0
 
 
-class Cpu(Message):
+class Cpu(Message, frozen=True):
     """`architecture` as `uname -m` prints it; `cores` are physical or virtual cores that tasks can be given."""
 
     architecture: Name
@@ -45,7 +45,7 @@ class Cpu(Message):
     threads: UInt
 
 
-class Accelerator(Message):
+class Accelerator(Message, frozen=True):
     """A group of equal devices. `peak` pairs a precision (`fp64`, `fp32`, `tf32`, `bf16`, `fp16`, `fp8`) with
     billions of operations per second of one device (TFLOPS times 1,000)."""
 
@@ -60,21 +60,21 @@ class Accelerator(Message):
     peak_source: Literal["nominal", "measured"] = "nominal"
 
 
-class Network(Message):
+class Network(Message, frozen=True):
     """Bandwidth towards other nodes in Mbit/s, and the offloads (`shm`, `ucx`, …) that this node has."""
 
     bandwidth_mbit: UInt = 0
     offloads: Annotated[tuple[Name, ...], msgspec.Meta(max_length=8)] = ()
 
 
-class Price(Message):
+class Price(Message, frozen=True):
     """`micro` millionths of the currency per `unit`."""
 
     unit: Literal["core-hour", "accelerator-hour", "gib-hour", "gib-moved", "task"]
     micro: UInt
 
 
-class ResourceRecord(SignedPayload):
+class ResourceRecord(SignedPayload, frozen=True):
     """The static description of one identifier, signed by its provider, at most 1 KiB with its envelope.
 
     `version` grows with every change; of two records the higher `(version, issued)` wins. Times are seconds since
@@ -135,7 +135,7 @@ def check_period(issued: int, expires: int, seconds_max: int, now: float, what: 
         raise NotYetValid(f"{what}: issued {int(issued - now)} s in the future")
 
 
-class CatalogueEntry(Message):
+class CatalogueEntry(Message, frozen=True):
     """One slot of a provider's catalogue. `seq` is the head at which it last changed; without a record the slot is
     a tombstone and its identifier is gone. Leaves of the Merkle tree are the encoded entries."""
 
@@ -145,7 +145,7 @@ class CatalogueEntry(Message):
     record: Signed | None
 
 
-class Head(SignedPayload):
+class Head(SignedPayload, frozen=True):
     """A provider's signed commitment to its catalogue: `root` is the RFC 9162 Merkle root over the slots in order.
 
     `previous` is the SHA-256 of the head before it (32 zero bytes for the first). One signature vouches for all
@@ -161,7 +161,7 @@ class Head(SignedPayload):
     expires: UInt
 
 
-class StatusRow(Message):
+class StatusRow(Message, frozen=True):
     """The changing part of one slot: what is free, how long the queue is, what a core-hour costs now."""
 
     slot: UInt
@@ -172,7 +172,7 @@ class StatusRow(Message):
     price_micro: UInt = 0
 
 
-class StatusBatch(SignedPayload):
+class StatusBatch(SignedPayload, frozen=True):
     """All status rows of a provider under one signature. The higher `seq` wins whole."""
 
     kind: ClassVar[str] = "status"

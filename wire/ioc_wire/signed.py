@@ -18,13 +18,13 @@ DOMAIN: Final = "ioc/1"
 """Domain of every signature of protocol version 1: none of them means anything in another protocol."""
 
 
-class SignedPayload(Message):
+class SignedPayload(Message, frozen=True):
     """Base of the structs that are signed; `kind` names the type inside the signature."""
 
     kind: ClassVar[str]
 
 
-class Signed(Message):
+class Signed(Message, frozen=True):
     """`payload` as its signer encoded it, with the key and the signature (Ed25519, RFC 8032)."""
 
     domain: Annotated[str, msgspec.Meta(max_length=32)]

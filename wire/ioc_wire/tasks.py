@@ -39,7 +39,7 @@ ENDED: Final[frozenset[str]] = frozenset(
 """UNKNOWN is not among them: contact is lost, the task may still be running."""
 
 
-class ExecutorStep(Document):
+class ExecutorStep(Document, frozen=True):
     """What to run. `program` is a `file:` or `blob:` URL, or for runtime `process` also a command name."""
 
     runtime: Name
@@ -50,7 +50,7 @@ class ExecutorStep(Document):
     env: dict[Name, Annotated[str, msgspec.Meta(max_length=8192)]] = msgspec.field(default_factory=dict)
 
 
-class Input(Document):
+class Input(Document, frozen=True):
     """Bytes that must be in the task's folder before it starts: `url` is `file:PATH` or `blob:ID`."""
 
     path: Path
@@ -58,14 +58,14 @@ class Input(Document):
     name: ShortText = ""
 
 
-class Output(Document):
+class Output(Document, frozen=True):
     """A file that the task must have written when it ends."""
 
     path: Path
     name: ShortText = ""
 
 
-class AcceleratorDemand(Document):
+class AcceleratorDemand(Document, frozen=True):
     """`count_milli` thousandths of a device of one of `models` (any where empty), each with so much memory."""
 
     type: Name = "gpu"
@@ -76,7 +76,7 @@ class AcceleratorDemand(Document):
     tflops_min: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
-class Resources(Document):
+class Resources(Document, frozen=True):
     """TES resources. Cores in thousandths on the wire are `cores * 1000`."""
 
     cores: Annotated[float, msgspec.Meta(gt=0, le=65536)] = 1.0
@@ -85,7 +85,7 @@ class Resources(Document):
     accelerators: Annotated[tuple[AcceleratorDemand, ...], msgspec.Meta(max_length=8)] = ()
 
 
-class Constraints(Document):
+class Constraints(Document, frozen=True):
     """Where a task may run. `allow` and `deny` are identifier prefixes or whole identifiers' beginnings."""
 
     resource_class: Literal["", "gen", "ai", "sup", "edge"] = ""
@@ -98,7 +98,7 @@ class Constraints(Document):
     price_micro_max: UInt | None = None
 
 
-class Limits(Document):
+class Limits(Document, frozen=True):
     """Bounds that end a task. `fuel` counts WebAssembly instructions (about one each)."""
 
     wall_seconds: Annotated[int, msgspec.Meta(ge=1, le=30 * 86400)] = 3600
@@ -106,7 +106,7 @@ class Limits(Document):
     log_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 26)] = 1 << 20
 
 
-class TaskDefinition(Document):
+class TaskDefinition(Document, frozen=True):
     """One requested run. Unknown keys are refused."""
 
     name: Name
@@ -122,11 +122,11 @@ class TaskDefinition(Document):
     labels: dict[Name, ShortText] = msgspec.field(default_factory=dict)
 
 
-class WorkflowTask(TaskDefinition):
+class WorkflowTask(TaskDefinition, frozen=True):
     """A task of a workflow: an input's `url` may also read `task:NAME/OUTPUT-PATH`."""
 
 
-class WorkflowDefinition(Document):
+class WorkflowDefinition(Document, frozen=True):
     """A DAG of tasks; edges are the `task:` URLs of their inputs."""
 
     name: Name
@@ -149,10 +149,10 @@ def check_path(path: str) -> str:
 def check_definition(task: TaskDefinition) -> TaskDefinition:
     """Check what types alone cannot say: paths, prefixes, duplicates. Raises `BadTask` naming the field."""
     seen: set[str] = set()
-    for item in (*task.inputs, *task.outputs):
-        if check_path(item.path) in seen:
-            raise BadTask(f"path {item.path!r} is named twice")
-        seen.add(item.path)
+    for path in (*(item.path for item in task.inputs), *(item.path for item in task.outputs)):
+        if check_path(path) in seen:
+            raise BadTask(f"path {path!r} is named twice")
+        seen.add(path)
     for prefix in (*task.constraints.allow, *task.constraints.deny):
         try:
             check_prefix(prefix)
@@ -179,7 +179,7 @@ def parse_task_id(text: str) -> bytes:
     return unbase32(text[1:])
 
 
-class TaskOrder(SignedPayload):
+class TaskOrder(SignedPayload, frozen=True):
     """The consumer's signed order: run this definition under that lease, as attempt number so-and-so."""
 
     kind: ClassVar[str] = "order"
@@ -212,7 +212,7 @@ def definition_bytes(task: TaskDefinition) -> bytes:
     return data
 
 
-class OutputBlob(Message):
+class OutputBlob(Message, frozen=True):
     """An output as it was kept: blob ID and size in bytes."""
 
     path: Path
@@ -220,7 +220,7 @@ class OutputBlob(Message):
     size: UInt
 
 
-class TaskEvent(Message):
+class TaskEvent(Message, frozen=True):
     """One line of a task's story, numbered by the provider within one attempt from 1 on.
 
     `change` is `state`, `progress`, `log`, `transfer` or `usage`; fields that a change does not use are empty.
@@ -241,19 +241,19 @@ class TaskEvent(Message):
 # -- messages over links (tags 40-59)
 
 
-class StartTask(Message, tag=40):
+class StartTask(Message, tag=40, frozen=True):
     """Accept a lease with a signed order; `tickets` give access to the inputs. Answer: `TaskStarted`."""
 
     order: Signed
     tickets: Annotated[tuple[Ticket, ...], msgspec.Meta(max_length=limits.TASK_INPUTS_MAX + 1)]
 
 
-class TaskStarted(Message, tag=41):
+class TaskStarted(Message, tag=41, frozen=True):
     task: Digest
     attempt: UInt
 
 
-class WatchTask(Message, tag=42):
+class WatchTask(Message, tag=42, frozen=True):
     """Open a stream of `TaskProgress` with all events after `after_seq`; it ends after the last event."""
 
     task: Digest
@@ -261,11 +261,11 @@ class WatchTask(Message, tag=42):
     after_seq: UInt
 
 
-class TaskProgress(Message, tag=43):
+class TaskProgress(Message, tag=43, frozen=True):
     events: Annotated[tuple[TaskEvent, ...], msgspec.Meta(max_length=256)]
 
 
-class CancelTask(Message, tag=44):
+class CancelTask(Message, tag=44, frozen=True):
     """Answer: `Done`, also for a task that has ended already."""
 
     task: Digest
@@ -273,14 +273,14 @@ class CancelTask(Message, tag=44):
     reason: ShortText
 
 
-class SettleTask(Message, tag=45):
+class SettleTask(Message, tag=45, frozen=True):
     """The countersigned receipt; the provider stores it and may then forget the outputs. Idempotent. Answer: `Done`."""
 
     task: Digest
     receipt: Signed
 
 
-class GrantOutput(Message, tag=46):
+class GrantOutput(Message, tag=46, frozen=True):
     """The owner asks the holder of an output to let `reader` fetch it. Answer: `TicketIssued` (`ioc_wire.bulk`)."""
 
     task: Digest
@@ -288,5 +288,5 @@ class GrantOutput(Message, tag=46):
     reader: Key
 
 
-class Done(Message, tag=47):
+class Done(Message, tag=47, frozen=True):
     """Plain success."""
