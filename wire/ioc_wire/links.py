@@ -1,8 +1,8 @@
 """Frames of a link: many request/response and event streams over one authenticated connection.
 
-Every frame is one message of the carrier (a binary WebSocket message between nodes, a length-prefixed block on
-the local control socket). The side that opens a stream numbers it, each side counting up from 1 on its own; which
-side a number belongs to follows from the frame's type, because only the opener sends `OpenStream`, `Credit` and
+Every frame is one message of the carrier: a binary WebSocket message between nodes, a length-prefixed block
+on the local control socket. The side that opens a stream numbers it, each side counting up from 1 on its own.
+Which side a number belongs to follows from the frame's type: only the opener sends `OpenStream`, `Credit` and
 `CancelStream`, and only the answering side sends `Item`, `EndStream` and `FailStream`.
 
 A body is the MessagePack array of one message, its first element an integer tag. Links don't look inside.
