@@ -1,0 +1,363 @@
+"""What a program may ask of a running node: the messages of the local control socket.
+
+They are the same calls as the methods of `ioc_node.node.Node`. They never travel between nodes, so they are no part
+of `wire/SPEC.md`; both ends are of one version. Times in seconds since 1970 unless the name says otherwise.
+"""
+
+from typing import Annotated, Final
+
+import msgspec
+
+from ioc_wire import limits
+from ioc_wire.bulk import Ticket
+from ioc_wire.codec import Message
+from ioc_wire.links import UnionCodec
+from ioc_wire.market import Demand, OffersFound
+from ioc_wire.metering import UsageRecord
+from ioc_wire.signed import Signed
+from ioc_wire.tasks import OutputBlob, State, TaskDefinition, TaskEvent, WorkflowDefinition
+
+ROWS_MAX: Final = 4096
+"""Rows in one answer; newest first where there are more."""
+
+
+class Ok(Message, frozen=True, tag=100):
+    """Plain success."""
+
+
+class GetStatus(Message, frozen=True, tag=101):
+    """Answer: `NodeStatus`."""
+
+
+class Warned(Message, frozen=True):
+    """Something that an operator should know, such as a runtime that is not offered, and why."""
+
+    about: str
+    text: str
+
+
+class NodeStatus(Message, frozen=True, tag=102):
+    """One node at a glance. `joined` is when it first reached a peer, 0 while it has not; `bootstrap` says in words
+    how joining stands; `home_core` is the core node that a provider publishes to."""
+
+    version: str
+    node_id: str
+    key: bytes
+    role: str
+    network: str
+    host: str
+    port: int
+    pid: int
+    started: float
+    joined: float
+    bootstrap: str
+    servers_known: int
+    links: int
+    home_core: str
+    identifiers: int
+    catalogue_providers: int
+    catalogue_records: int
+    catalogue_digest: bytes
+    records_stored: int
+    runtimes: tuple[str, ...]
+    tasks_running: int
+    receipts: int
+    blobs: int
+    blob_bytes: int
+    bytes_in: int
+    bytes_out: int
+    warnings: tuple[Warned, ...]
+
+
+class GetPeers(Message, frozen=True, tag=103):
+    """Answer: `Peers`."""
+
+
+class PeerRow(Message, frozen=True):
+    """A peer as this node sees it. `rtt_ms` is -1 where it was not measured."""
+
+    node_id: str
+    roles: tuple[str, ...]
+    host: str
+    port: int
+    linked: bool
+    in_table: bool
+    rtt_ms: float
+
+
+class Peers(Message, frozen=True, tag=104):
+    rows: tuple[PeerRow, ...]
+
+
+class ResolveCid(Message, frozen=True, tag=105):
+    """Answer: `Resolved`, or the fault."""
+
+    cid: str
+    version_min: int = 0
+
+
+class Hop(Message, frozen=True):
+    """One question of a lookup: whom, in which round, how long it took, what came back."""
+
+    node_id: str
+    host: str
+    port: int
+    round: int
+    rtt_ms: float
+    answer: str
+
+
+class Resolved(Message, frozen=True, tag=106):
+    """The signed record, and how it was found. `source` is `dht` or `catalogue`."""
+
+    record: Signed
+    holder: str
+    source: str
+    hops: int
+    asked: int
+    elapsed_ms: float
+    trace: tuple[Hop, ...]
+
+
+class FindResources(Message, frozen=True, tag=107):
+    """Answer: `Found`."""
+
+    demand: Demand
+    policy: str = "cost"
+    limit: Annotated[int, msgspec.Meta(ge=1, le=limits.OFFERS_MAX)] = 32
+
+
+class Found(Message, frozen=True, tag=108):
+    """Ranked offers. `routes[i]` says in words how `offers[i]` would be reached: RTT and transport."""
+
+    found: OffersFound
+    routes: tuple[str, ...]
+    answered_by: str
+    elapsed_ms: float
+
+
+class SubmitTask(Message, frozen=True, tag=109):
+    """`file:` URLs are absolute paths, read by the node. Answer: `Submitted`."""
+
+    definition: TaskDefinition
+    folder: str
+
+
+class SubmitWorkflow(Message, frozen=True, tag=110):
+    """As `SubmitTask`, for a DAG."""
+
+    definition: WorkflowDefinition
+    folder: str
+
+
+class Submitted(Message, frozen=True, tag=111):
+    """`task` is a task ID, or a workflow's ID."""
+
+    task: bytes
+
+
+class ListTasks(Message, frozen=True, tag=112):
+    """Answer: `Tasks`: this node's own tasks as consumer, and those it runs for others as provider."""
+
+
+class TaskRow(Message, frozen=True):
+    """One task. `side` is `consumer` or `provider`; `place` the identifier it was leased at; `peer` the other side."""
+
+    task: bytes
+    name: str
+    side: str
+    state: State
+    attempt: int
+    place: str
+    peer: str
+    progress_milli: int
+    reason: str
+    submitted_ms: int
+    ended_ms: int
+    workflow: bytes = b""
+
+
+class Tasks(Message, frozen=True, tag=113):
+    rows: tuple[TaskRow, ...]
+
+
+class FollowTask(Message, frozen=True, tag=114):
+    """Stream of `TaskNews`, from the first event on, until the task or workflow has ended.
+
+    Without `follow` the stream ends after what is known now.
+    """
+
+    task: bytes
+    follow: bool = True
+
+
+class TaskNews(Message, frozen=True, tag=115):
+    """An event of one task; in a workflow `name` tells which."""
+
+    task: bytes
+    name: str
+    attempt: int
+    place: str
+    event: TaskEvent
+
+
+class CancelSubmitted(Message, frozen=True, tag=116):
+    """Answer: `Ok`."""
+
+    task: bytes
+
+
+class GetResult(Message, frozen=True, tag=117):
+    """Wait for the end. Outputs are brought here, and with `folder` also written into it. Answer: `Result`."""
+
+    task: bytes
+    folder: str = ""
+
+
+class Result(Message, frozen=True, tag=118):
+    """How a task or workflow ended. `files` are the paths that were written; a workflow has several receipts."""
+
+    task: bytes
+    state: State
+    reason: str
+    outputs: tuple[OutputBlob, ...]
+    files: tuple[str, ...]
+    receipts: tuple[Signed, ...]
+
+
+class ListReceipts(Message, frozen=True, tag=119):
+    """Answer: `Receipts`. With `verify` both signatures of each are checked."""
+
+    verify: bool = False
+
+
+class ReceiptRow(Message, frozen=True):
+    """`fault` is empty for a receipt that verified (or was not asked to)."""
+
+    receipt: bytes
+    usage: UsageRecord
+    side: str
+    verified: bool
+    fault: str
+
+
+class Receipts(Message, frozen=True, tag=120):
+    rows: tuple[ReceiptRow, ...]
+    total: int
+
+
+class AddFile(Message, frozen=True, tag=121):
+    """Keep a copy of a local file as a blob and announce it. Answer: `Added`."""
+
+    path: str
+    announce: bool = True
+
+
+class Added(Message, frozen=True, tag=122):
+    blob: bytes
+    size: int
+    announced_to: int
+    elapsed_ms: float
+
+
+class GetBlob(Message, frozen=True, tag=123):
+    """Find the holders of a blob, fetch it, and write it to `path`. Answer: `Got`."""
+
+    blob: bytes
+    path: str
+    ticket: Ticket | None = None
+
+
+class Got(Message, frozen=True, tag=124):
+    """`transport` is `quic/qh3`, `quic/aioquic`, `shm` or `local`; `reason` says why it was chosen."""
+
+    blob: bytes
+    size: int
+    bytes_moved: int
+    seconds: float
+    transport: str
+    reason: str
+    holder: str
+
+
+class GetTransfers(Message, frozen=True, tag=125):
+    """Answer: `Transfers`: what moved lately, newest first."""
+
+
+class TransferRow(Message, frozen=True):
+    """One blob that this node fetched."""
+
+    blob: bytes
+    size: int
+    bytes_moved: int
+    seconds: float
+    transport: str
+    reason: str
+    holder: str
+    ended: float
+
+
+class Transfers(Message, frozen=True, tag=126):
+    rows: tuple[TransferRow, ...]
+
+
+class RegisterNow(Message, frozen=True, tag=127):
+    """Register all own identifiers again at once. Answer: `Registered`."""
+
+
+class RegisteredRow(Message, frozen=True):
+    """`stored` replica holders took it; each refusal is one line."""
+
+    cid: str
+    version: int
+    stored: int
+    refused: tuple[str, ...]
+
+
+class Registered(Message, frozen=True, tag=128):
+    rows: tuple[RegisteredRow, ...]
+
+
+class StopNode(Message, frozen=True, tag=129):
+    """Shut down in order. Answer: `Ok`, before the end."""
+
+
+class ListWorkflow(Message, frozen=True, tag=130):
+    """The tasks of one workflow. Answer: `Tasks`."""
+
+    workflow: bytes
+
+
+CONTROL_CODEC: Final = UnionCodec(
+    Ok
+    | GetStatus
+    | NodeStatus
+    | GetPeers
+    | Peers
+    | ResolveCid
+    | Resolved
+    | FindResources
+    | Found
+    | SubmitTask
+    | SubmitWorkflow
+    | Submitted
+    | ListTasks
+    | Tasks
+    | FollowTask
+    | TaskNews
+    | CancelSubmitted
+    | GetResult
+    | Result
+    | ListReceipts
+    | Receipts
+    | AddFile
+    | Added
+    | GetBlob
+    | Got
+    | GetTransfers
+    | Transfers
+    | RegisterNow
+    | Registered
+    | StopNode
+    | ListWorkflow
+)

@@ -1,0 +1,174 @@
+"""The node's configuration: `config.toml` in its home folder.
+
+Every key has a default but `role`, unknown keys are refused, and units stand last in names. Relative paths are
+relative to the home folder.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
+
+import msgspec
+import platformdirs
+
+from ioc_node.errors import ConfigError
+from ioc_wire.authority import Role
+from ioc_wire.codec import Name, Port, ShortText, UInt
+
+CONFIG_NAME: Final = "config.toml"
+NETWORK_NAME: Final = "network.toml"
+KEY_NAME: Final = "node.key"
+CHAIN_NAME: Final = "delegations.bin"
+DATABASE_NAME: Final = "node.db"
+PORT_DEFAULT: Final = 7400
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of the tables of the file."""
+
+
+class AcceleratorConfig(_Table, frozen=True, kw_only=True):
+    """A group of equal accelerators that this provider offers."""
+
+    type: Name = "gpu"
+    vendor: ShortText = ""
+    model: Name
+    count: Annotated[int, msgspec.Meta(ge=1)]
+    memory_mib: UInt
+    sharing: Literal["exclusive", "shared"] = "exclusive"
+    tflops: dict[str, float] = msgspec.field(default_factory=dict)
+
+
+class ResourceConfig(_Table, frozen=True, kw_only=True):
+    """One identifier that this provider registers. What is left out is read off this machine.
+
+    `path` is class/city/zone/host below the provider's prefix. `type` "pool" names an aggregate: it is registered
+    and resolved, tasks are placed on "node" resources. Prices in millionths of the currency.
+    """
+
+    path: str
+    type: Literal["pool", "node"] = "node"
+    cores: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    memory_mib: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    storage_mib: UInt | None = None
+    accelerators: tuple[AcceleratorConfig, ...] = ()
+    price_micro_per_core_hour: UInt = 0
+    latitude: Annotated[float, msgspec.Meta(ge=-90, le=90)] = 0.0
+    longitude: Annotated[float, msgspec.Meta(ge=-180, le=180)] = 0.0
+    services: tuple[Name, ...] = ()
+    labels: dict[Name, ShortText] = msgspec.field(default_factory=dict)
+    task_seconds_max: UInt = 86400
+
+
+class BulkConfig(_Table, frozen=True, kw_only=True):
+    """Bulk data. `engine` "auto" takes qh3 where it is installed; `offloads` names those that may be used."""
+
+    engine: Literal["auto", "qh3", "aioquic"] = "auto"
+    offloads: tuple[Name, ...] = ("shm",)
+    blobs_mib_max: Annotated[int, msgspec.Meta(ge=1)] = 1 << 20
+
+
+class TasksConfig(_Table, frozen=True, kw_only=True):
+    """Tasks, from both sides."""
+
+    running_max: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
+    lost_contact_seconds: Positive = 10.0
+    lease_seconds: Positive = 30.0
+    retention_seconds: Positive = 86400.0
+
+
+class GossipConfig(_Table, frozen=True, kw_only=True):
+    """How often status is sent without a change, and how often two core nodes compare what they hold."""
+
+    status_seconds: Positive = 5.0
+    compare_seconds: Positive = 30.0
+
+
+class NodeConfig(_Table, frozen=True, kw_only=True):
+    """One node. `port` is TCP for links and UDP for the DHT; QUIC takes UDP `port + 1`."""
+
+    role: Role
+    home: Path = Path()
+    host: str = "127.0.0.1"
+    port: Port = PORT_DEFAULT
+    advertise: str | None = None
+    bootstrap: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
+    network: str = NETWORK_NAME
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
+    resources: Annotated[tuple[ResourceConfig, ...], msgspec.Meta(max_length=8192)] = ()
+    bulk: BulkConfig = BulkConfig()
+    tasks: TasksConfig = TasksConfig()
+    gossip: GossipConfig = GossipConfig()
+
+    @classmethod
+    def load(cls, home: str | Path | None = None) -> Self:
+        """Read `config.toml` of a home folder (the platform's user data folder by default).
+
+        Raises `ConfigError`: one line that names the file, the key and what was expected.
+        """
+        folder = home_folder(home)
+        path = folder / CONFIG_NAME
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{path} does not exist: make it with `ioc-node --home {folder} init`"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        if "home" in document:
+            raise ConfigError(f"{path}: home: unknown key; the home folder is the one that the file is in")
+        return msgspec.structs.replace(convert_document(document, cls, str(path)), home=folder)
+
+    @property
+    def network_path(self) -> Path:
+        return self.home / self.network
+
+    @property
+    def is_core(self) -> bool:
+        return self.role in ("national", "regional", "industry")
+
+
+def home_folder(home: str | Path | None) -> Path:
+    """The home folder meant by an option that may be absent."""
+    return Path(home).absolute() if home is not None else Path(platformdirs.user_data_dir("ioc-node"))
+
+
+_T = TypeVar("_T")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*?)`")
+_MISSING = re.compile(r"Object missing required field `(?P<key>.*?)`")
+_WHERE = re.compile(r" - at `\$\.?(?P<where>[^`]*)`$")
+
+
+def convert_document(document: Mapping[str, Any], kind: type[_T], source: str) -> _T:
+    """A checked struct from a parsed TOML or JSON document.
+
+    Raises `ConfigError` in one line: the source, the key, and what was expected of it.
+    """
+    try:
+        return msgspec.convert(document, kind, strict=True)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ConfigError(f"{source}: {explain_mistake(str(error))}") from None
+
+
+def explain_mistake(message: str) -> str:
+    """msgspec's words with the key in front: `resources[0].cores: expected int, got str`."""
+    where_match = _WHERE.search(message)
+    where = where_match["where"] if where_match else ""
+    what = _WHERE.sub("", message)
+    if unknown := _UNKNOWN.match(what):
+        return f"{_join(where, unknown['key'])}: unknown key; the spelling is wrong or it belongs elsewhere"
+    if missing := _MISSING.match(what):
+        return f"{_join(where, missing['key'])}: missing; this key is required"
+    return f"{where or 'document'}: {what[:1].lower()}{what[1:].replace('`', '')}"
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
