@@ -34,7 +34,7 @@ class Session:
     """One end of an established session."""
 
     __slots__ = (
-        "address", "counter", "expires", "highest", "is_server", "key", "local_id", "node_id", "open",
+        "address", "counter", "expires", "heard", "highest", "is_server", "key", "local_id", "node_id", "open",
         "prefix", "remote_id", "renew", "seal", "unaccepted", "window",
     )  # fmt: skip
 
@@ -63,7 +63,7 @@ class Session:
         self.highest = 0
         self.window = 1
         self.unaccepted: Spent | None = None
-        self.expires = self.renew = 0.0
+        self.expires = self.renew = self.heard = 0.0
 
     def is_fresh(self, counter: int) -> bool:
         """Whether a packet with this counter was not seen before."""

@@ -136,6 +136,10 @@ class Sessions:
         out.append(SendDatagram(attempt.packet, address))
         return attempt
 
+    def repeat(self, attempt: Attempt, out: Outbox) -> None:
+        """Send the last packet of a handshake again."""
+        out.append(SendDatagram(attempt.packet, attempt.address))
+
     def abandon(self, attempt: Attempt) -> None:
         """Forget an attempt that nobody answered."""
         self._attempts.pop(attempt.session_id, None)
@@ -210,6 +214,7 @@ class Sessions:
             self.counters.undecryptable += 1
             return None
         session.mark(counter)
+        session.heard = now
         self._sessions.move_to_end(session.local_id)
         return Received(session, plain)
 
@@ -368,6 +373,7 @@ class Sessions:
     def _add(self, session: Session, now: float) -> None:
         session.expires = now + SESSION_SECONDS
         session.renew = now + RENEW_SECONDS
+        session.heard = now
         self._sessions[session.local_id] = session
         self._by_remote[session.remote_id] = session
         self._by_node[session.node_id] = session

@@ -46,7 +46,7 @@ know that chain asks for it.
 import functools
 import ipaddress
 import struct
-from typing import Annotated, ClassVar, Final, NamedTuple
+from typing import Annotated, ClassVar, Final, NamedTuple, get_args
 
 import msgspec
 
@@ -264,15 +264,18 @@ class GetServers(Message, tag=5, frozen=True):
 
 
 class Get(Message, tag=6, frozen=True):
-    """The record at `key`, if its version is at least `min_version`. Answered with `Value`."""
+    """The record at `key`, if its version is at least `min_version`, and up to `nodes_max` of the servers
+    nearest to the key. Answered with `Value`.
+    """
 
     request: Nonce
     key: Digest
     min_version: UInt
+    nodes_max: Annotated[int, msgspec.Meta(ge=0, le=limits.REPLICATION)]
 
 
 class Value(Message, tag=7, frozen=True):
-    """The record, if held, and as many of the servers nearest to its key as fit beside it."""
+    """The record, if held, and as many of the servers wanted as fit beside it."""
 
     request: Nonce
     record: Signed | None
@@ -343,6 +346,7 @@ class Holders(Message, tag=16, frozen=True):
 Request = Ping | FindNode | GetServers | Get | Put | GetChain | PutChain | Announce | GetHolders
 Answer = Pong | Nodes | Value | Stored | Refusal | ChainValue | Holders
 AnyMessage = Request | Answer
+REQUEST_TYPES: Final = frozenset(get_args(Request))
 
 
 class _Head(msgspec.Struct, array_like=True):
@@ -351,6 +355,7 @@ class _Head(msgspec.Struct, array_like=True):
 
 
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+_encoder = msgspec.msgpack.Encoder()
 _head_decoder = msgspec.msgpack.Decoder(_Head)
 _TYPES: Final = frozenset(range(1, 17))
 
@@ -361,6 +366,11 @@ def decode_message(data: bytes) -> AnyMessage:
         return _decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise Malformed(f"DHT message: {error}") from None
+
+
+def encode_message(message: AnyMessage) -> bytes:
+    """The plaintext of a MESSAGE."""
+    return _encoder.encode(message)
 
 
 def unknown_request(data: bytes) -> int | None:

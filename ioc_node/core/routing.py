@@ -1,0 +1,267 @@
+"""Which servers a node knows: the full table of a small network, Kademlia buckets of a large one.
+
+Only servers enter, and only after they answered us at the address in question, so everything here may be told
+on. IDs are kept as sorted integers: the nearest of a target share its longest common prefixes, so they lie
+side by side. Up to `FULL_TABLE_SERVERS_MAX` everybody is kept; above it each bucket (one per length of the
+prefix shared with our own ID) keeps the `k` known longest and remembers `REPLACEMENTS_MAX` more. In an open
+network no more than `GROUP_TABLE_MAX` come from one /24 (IPv6: /48); loopback and private addresses are not
+counted, because they say nothing about who is behind them.
+"""
+
+import ipaddress
+from bisect import bisect_left, bisect_right, insort
+from collections import OrderedDict
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from ioc_node.core.challenge import Address
+from ioc_wire import dht as wire
+from ioc_wire import limits
+from ioc_wire.errors import Malformed
+
+FULL_TABLE_SERVERS_MAX: Final = 1000
+REPLACEMENTS_MAX: Final = 10
+GROUP_BUCKET_MAX: Final = 2
+GROUP_TABLE_MAX: Final = 3
+CANDIDATES_MAX: Final = 1024
+_BITS: Final = 256
+
+
+class Contact(NamedTuple):
+    """A server as told by somebody: its node ID and where it listens (UDP)."""
+
+    node_id: bytes
+    address: Address
+
+
+class Peer:
+    """A verified server. `heard` is when it last answered, `since` when it entered."""
+
+    __slots__ = ("address", "heard", "node_id", "number", "packed", "since")
+
+    def __init__(self, contact: Contact, now: float) -> None:
+        self.node_id, self.address = contact
+        self.number = int.from_bytes(contact.node_id, "big")
+        self.packed = pack_contact(contact)
+        self.heard = self.since = now
+
+    @property
+    def contact(self) -> Contact:
+        return Contact(self.node_id, self.address)
+
+
+class RoutingTable:
+    """The verified servers of one node. `capped` turns the limits per address group on."""
+
+    def __init__(self, own_id: bytes, *, capped: bool, full_max: int = FULL_TABLE_SERVERS_MAX) -> None:
+        self.full = True
+        self._own = int.from_bytes(own_id, "big")
+        self._capped = capped
+        self._full_max = full_max
+        self._numbers: list[int] = []
+        self._peers: dict[int, Peer] = {}
+        self._replacements: dict[int, OrderedDict[bytes, Peer]] = {}
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __contains__(self, node_id: bytes) -> bool:
+        return int.from_bytes(node_id, "big") in self._peers
+
+    def get(self, node_id: bytes) -> Peer | None:
+        return self._peers.get(int.from_bytes(node_id, "big"))
+
+    def peers(self) -> list[Peer]:
+        """All of them, in order of ID."""
+        return [self._peers[number] for number in self._numbers]
+
+    def add(self, contact: Contact, now: float) -> bool:
+        """Note that the server just answered at this address. False if there is no room for it."""
+        number = int.from_bytes(contact.node_id, "big")
+        known = self._peers.get(number)
+        if known is not None:
+            known.heard = now
+            if known.address != contact.address:
+                known.address = contact.address
+                known.packed = pack_contact(contact)
+            return True
+        if number == self._own:
+            return False
+        peer = Peer(contact, now)
+        if not self._has_room(peer):
+            self._remember(peer)
+            return False
+        self._insert(peer)
+        if self.full and len(self._numbers) > self._full_max:
+            self._become_buckets()
+        return number in self._peers
+
+    def remove(self, node_id: bytes) -> Contact | None:
+        """Take a server out that stopped answering; return one to verify in its place, if one is
+        remembered.
+        """
+        number = int.from_bytes(node_id, "big")
+        if self._peers.pop(number, None) is None:
+            return None
+        del self._numbers[bisect_left(self._numbers, number)]
+        spare = self._replacements.get(self._bucket(number))
+        return spare.popitem()[1].contact if spare else None
+
+    def nearest(self, target: int, count: int) -> list[Peer]:
+        """The `count` servers nearest to `target` by XOR, nearest first."""
+        numbers = self._numbers
+        low, high = 0, len(numbers)
+        if high > 2 * count:
+            shared = max(0, (high // count).bit_length() - 1)
+            low, high = self._range(target, shared)
+            while high - low < count:
+                shared -= 1
+                low, high = self._range(target, shared)
+            while True:
+                shared += 1
+                inner = self._range(target, shared)
+                if inner[1] - inner[0] < count:
+                    break
+                low, high = inner
+        peers = self._peers
+        return [peers[n] for n in sorted(numbers[low:high], key=target.__xor__)[:count]]
+
+    def after(self, node_id: bytes, count: int) -> list[Peer]:
+        """The first `count` servers with an ID above `node_id`; fewer at the end of the ring."""
+        start = bisect_right(self._numbers, int.from_bytes(node_id, "big"))
+        return [self._peers[n] for n in self._numbers[start : start + count]]
+
+    def _range(self, target: int, shared: int) -> tuple[int, int]:
+        """Slice of the IDs whose first `shared` bits are those of `target`."""
+        rest = _BITS - shared
+        low = target >> rest << rest
+        return bisect_left(self._numbers, low), bisect_left(self._numbers, low + (1 << rest))
+
+    def _bucket(self, number: int) -> int:
+        return _BITS - (number ^ self._own).bit_length()
+
+    def _members(self, bucket: int) -> list[Peer]:
+        low, high = self._range(self._own ^ (1 << (_BITS - bucket - 1)), bucket + 1)
+        return [self._peers[n] for n in self._numbers[low:high]]
+
+    def _has_room(self, peer: Peer) -> bool:
+        bucket = self._bucket(peer.number)
+        if not self.full and len(self._members(bucket)) >= limits.REPLICATION:
+            return False
+        group = address_group(peer.address[0]) if self._capped else None
+        if group is None:
+            return True
+        same = [p for p in self._peers.values() if address_group(p.address[0]) == group]
+        near = sum(self._bucket(p.number) == bucket for p in same)
+        return len(same) < GROUP_TABLE_MAX and near < GROUP_BUCKET_MAX
+
+    def _insert(self, peer: Peer) -> None:
+        insort(self._numbers, peer.number)
+        self._peers[peer.number] = peer
+
+    def _remember(self, peer: Peer) -> None:
+        if self.full:
+            return
+        spare = self._replacements.setdefault(self._bucket(peer.number), OrderedDict())
+        spare[peer.node_id] = peer
+        spare.move_to_end(peer.node_id)
+        if len(spare) > REPLACEMENTS_MAX:
+            spare.popitem(last=False)
+
+    def _become_buckets(self) -> None:
+        """The network outgrew the full table: keep the servers known longest of each bucket."""
+        self.full = False
+        for bucket in {self._bucket(n) for n in self._numbers}:
+            members = sorted(self._members(bucket), key=lambda peer: peer.since)
+            for peer in members[limits.REPLICATION :]:
+                del self._peers[peer.number]
+                del self._numbers[bisect_left(self._numbers, peer.number)]
+                self._remember(peer)
+
+
+class Candidate(NamedTuple):
+    """A contact to verify, not before a time; it was verified once and then failed so many times."""
+
+    contact: Contact
+    not_before: float
+    failures: int
+
+
+class Candidates:
+    """Servers heard of and not verified yet, and those that failed, for another try; at most
+    `CANDIDATES_MAX`.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[bytes, Candidate] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, contact: Contact, not_before: float, failures: int = 0) -> None:
+        """Verify this contact, not before the given time."""
+        if contact.node_id not in self._waiting and len(self._waiting) < CANDIDATES_MAX:
+            self._waiting[contact.node_id] = Candidate(contact, not_before, failures)
+
+    def discard(self, node_id: bytes) -> None:
+        """It was verified by other means."""
+        self._waiting.pop(node_id, None)
+
+    def is_settled(self) -> bool:
+        """Whether only known failures are left to try again."""
+        return all(candidate.failures for candidate in self._waiting.values())
+
+    def take(self, count: int, now: float) -> list[Candidate]:
+        """Remove and return up to `count` whose time has come."""
+        ready: list[Candidate] = []
+        if count > 0:
+            for candidate in self._waiting.values():
+                if candidate.not_before <= now:
+                    ready.append(candidate)
+                    if len(ready) == count:
+                        break
+            for candidate in ready:
+                del self._waiting[candidate.contact.node_id]
+        return ready
+
+
+@lru_cache(maxsize=8192)
+def address_scope(host: str) -> int:
+    """0 loopback, 1 private or link-local, 2 global, -1 unusable (multicast, unspecified, reserved)."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if address.is_loopback:
+        return 0
+    if address.is_multicast or address.is_unspecified or (address.is_reserved and not address.is_private):
+        return -1
+    return 1 if address.is_private or address.is_link_local else 2
+
+
+@lru_cache(maxsize=8192)
+def address_group(host: str) -> bytes | None:
+    """The /24 (IPv6: /48) of a global address, None for others."""
+    if address_scope(host) != 2:
+        return None
+    packed = wire.pack_host(host)
+    return packed[:3] if len(packed) == 4 else packed[:6]
+
+
+def pack_contact(contact: Contact) -> wire.Contact:
+    """As it goes over the wire."""
+    return wire.Contact(contact.node_id, wire.pack_host(contact.address[0]), contact.address[1])
+
+
+def usable_contacts(told: Iterable[wire.Contact], teller: Address) -> list[Contact]:
+    """The contacts that `teller` may tell: nobody on the Internet sends us to a loopback or private
+    address.
+    """
+    scope = address_scope(teller[0])
+    contacts: list[Contact] = []
+    for node in told:
+        try:
+            host = wire.unpack_host(node.host)
+        except Malformed:
+            continue
+        if address_scope(host) >= scope:
+            contacts.append(Contact(node.node_id, (host, node.port)))
+    return contacts

@@ -1,0 +1,293 @@
+"""The DHT as trio code uses it: join, put, get, find, announce, ping. No time-outs: use cancel scopes.
+
+`open_dht` runs a `DhtMachine` on a UDP socket of its own. What is *published* here is signed anew and stored
+again before it expires, for as long as the block lasts.
+"""
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, Final, Protocol, TypeVar
+
+import structlog
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ioc_node.core import events
+from ioc_node.core.challenge import Address
+from ioc_node.core.chance import Chance
+from ioc_node.core.dht import DhtMachine
+from ioc_node.core.events import (
+    Chain,
+    FindReport,
+    GetReport,
+    HoldersReport,
+    JoinReport,
+    PingReport,
+    PutReport,
+)
+from ioc_node.core.routing import Contact
+from ioc_node.core.trust import Admission, Trust
+from ioc_node.errors import NodeError, PeerUnreachable
+from ioc_node.runtime.datagrams import open_datagrams
+from ioc_node.runtime.driver import Driver, open_background
+from ioc_wire.cid import cid_key
+from ioc_wire.dht import HolderRecord
+from ioc_wire.errors import WireError
+from ioc_wire.identity import format_node_id
+from ioc_wire.signed import Signed, sign
+
+REFRESH_SECONDS: Final = 22 * 3600
+REFRESH_SECONDS_FIRST: Final = 60
+"""The first refresh comes early: the table may not have been full when a record was first stored."""
+REFRESH_SECONDS_FAILED: Final = 15
+PUBLISHED_MAX: Final = 1 << 20
+CHANGES_MAX: Final = 4096
+HOLDER_SECONDS: Final = 24 * 3600
+
+_log = structlog.get_logger()
+_Report = TypeVar("_Report")
+Resign = Callable[[], tuple[Signed, Chain]]
+"""Gives the present record of an identifier, freshly signed, and its chain."""
+Change = events.RecordStored | events.RecordDropped
+
+
+class RecordKeeper(Protocol):
+    """Where a server keeps the records that it holds for others, so that a restart does not lose them."""
+
+    def load(self) -> Iterable[tuple[Signed, Chain]]:
+        """What was kept."""
+        ...
+
+    async def save(self, changes: list[Change]) -> None:
+        """Keep and forget. Raises `NodeError` if it cannot; the DHT goes on without."""
+        ...
+
+
+class Dht:
+    """A running DHT node; made by `open_dht`."""
+
+    def __init__(self, machine: DhtMachine, key: Ed25519PrivateKey, address: Address) -> None:
+        self.machine = machine
+        self.address = address
+        self.changes_lost = 0
+        self._key = key
+        self._numbers = itertools.count()
+        self._waiting: dict[int, tuple[trio.Event, list[Any]]] = {}
+        self._published: dict[str, tuple[Resign, float, float]] = {}
+        self._publish_sooner = trio.Event()
+        self._driver: Driver[Any, Any]
+        self._changes, self._changed = trio.open_memory_channel[Change](CHANGES_MAX)
+
+    @property
+    def node_id(self) -> bytes:
+        return self.machine.node_id
+
+    @property
+    def key(self) -> bytes:
+        """Our public key."""
+        return self.machine.sessions.key
+
+    async def join(self, addresses: Iterable[tuple[str, int]]) -> int:
+        """Get to know the network through these hosts and ports; return how many of them were reached."""
+        return (await self.join_report(addresses)).reached
+
+    async def join_report(self, addresses: Iterable[tuple[str, int]]) -> JoinReport:
+        """As `join`, with the faults of those that were not reached."""
+        resolved: list[Address] = []
+        unresolved: list[tuple[Address, events.Fault]] = []
+        for host, port in addresses:
+            try:
+                found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_DGRAM)
+            except OSError as error:
+                fault = PeerUnreachable(f"{host}:{port}: {error.strerror or error}")
+                unresolved.append(((host, port), fault))
+            else:
+                resolved.append((str(found[0][4][0]), int(found[0][4][1])))
+        if unresolved and not resolved:
+            return JoinReport(0, unresolved, len(self.machine.table))
+        report: JoinReport = await self._do(lambda n: events.JoinStarted(n, tuple(resolved)))
+        report.failed.extend(unresolved)
+        for address, fault in report.failed:
+            _log.info("bootstrap_failed", address=f"{address[0]}:{address[1]}", reason=str(fault))
+        return report
+
+    async def put(self, record: Signed, chain: Chain = ()) -> PutReport:
+        """Store a record at the servers nearest to its key.
+
+        Raises `PeerUnreachable` when no server is known, and a `WireError` for a record that cannot be sent
+        at all. Refusals of servers are in the report, each with its own fault.
+        """
+        return await self._do(lambda n: events.PutStarted(n, record, tuple(chain)))
+
+    async def get(self, cid: str, min_version: int = 0, answers: int = 1) -> GetReport:
+        """Find the record of an identifier. Raises `NotFound` (it says how many were asked) or
+        `BadIdentifier`.
+        """
+        return await self._do(lambda n: events.GetStarted(n, cid, min_version, answers))
+
+    async def find_node(self, target: bytes) -> FindReport:
+        """Find the servers nearest to a 32-byte target. Raises `PeerUnreachable`."""
+        return await self._do(lambda n: events.FindStarted(n, target))
+
+    async def announce(self, blob: bytes, host: str, port: int, seconds: int = HOLDER_SECONDS) -> PutReport:
+        """Tell that we give `blob` out over a link to `host`:`port`, for so many seconds."""
+        now = int(self.machine.unix(trio.current_time()))
+        holder = sign(self._key, HolderRecord(blob, host, port, now, now + seconds))
+        return await self._do(lambda n: events.AnnounceStarted(n, holder))
+
+    async def holders(self, blob: bytes) -> HoldersReport:
+        """Find out who holds a blob. Raises `NotFound`."""
+        return await self._do(lambda n: events.HoldersStarted(n, blob))
+
+    async def ping(self, peer: Contact | Address) -> PingReport:
+        """Measure one round trip. Raises `PeerUnreachable`, or `WrongPeer` where another node answers."""
+        if isinstance(peer, Contact):
+            return await self._do(lambda n: events.PingStarted(n, peer.address, peer.node_id))
+        return await self._do(lambda n: events.PingStarted(n, peer, None))
+
+    def contacts(self) -> list[Contact]:
+        """The servers known and verified, in order of node ID."""
+        return [peer.contact for peer in self.machine.table.peers()]
+
+    def publish(self, cid: str, resign: Resign) -> None:
+        """Keep a record of ours stored: now, and signed anew before it expires. Raises `BadIdentifier`."""
+        cid_key(cid)
+        if cid not in self._published and len(self._published) >= PUBLISHED_MAX:
+            raise NodeError(f"{PUBLISHED_MAX} identifiers are published here: no more fit")
+        self._published[cid] = (resign, trio.current_time(), REFRESH_SECONDS_FIRST)
+        self._publish_sooner.set()
+
+    def withdraw(self, cid: str) -> None:
+        """Stop refreshing a record; it expires by itself."""
+        self._published.pop(cid, None)
+
+    def counters(self) -> dict[str, int]:
+        """What happened so far; the names are stable."""
+        m, s = self.machine, self.machine.sessions.counters
+        counted = {name: getattr(s, name) for name in s.__slots__}
+        return counted | {
+            "sessions": len(m.sessions), "servers": len(m.table), "records": len(m.store), "blobs": len(m.holders),
+            "malformed": m.malformed, "rejected": m.rejected, "corrected": m.corrected,
+            "repeated": m.exchange.repeated, "timed_out": m.exchange.timed_out, "changes_lost": self.changes_lost,
+        }  # fmt: skip
+
+    async def _do(self, event: Callable[[int], events.Event]) -> Any:
+        """Run one operation to its end; raise the fault that ended it."""
+        number = next(self._numbers)
+        done, results = trio.Event(), []  # type: trio.Event, list[Any]
+        self._waiting[number] = (done, results)
+        self._driver.feed(event(number))
+        try:
+            await done.wait()
+        except trio.Cancelled:
+            self._driver.feed(events.OperationCancelled(number))
+            raise
+        finally:
+            self._waiting.pop(number, None)
+        result = results[0]
+        if isinstance(result, (WireError, NodeError)):
+            raise result
+        return result
+
+    def _perform(self, effect: events.Effect) -> None:
+        if isinstance(effect, events.OperationEnded):
+            waiting = self._waiting.get(effect.operation)
+            if waiting is not None:
+                waiting[1].append(effect.result)
+                waiting[0].set()
+        elif isinstance(effect, (events.RecordStored, events.RecordDropped)):
+            try:
+                self._changes.send_nowait(effect)
+            except trio.WouldBlock:
+                self.changes_lost += 1
+            except trio.BrokenResourceError:
+                pass  # nobody keeps records here
+        elif isinstance(effect, (events.PeerVerified, events.PeerLost)):
+            name = "server_known" if isinstance(effect, events.PeerVerified) else "server_lost"
+            _log.debug(name, node=format_node_id(effect.contact.node_id), address=effect.contact.address)
+
+    async def _refresh(self) -> None:
+        """Store what is published again when it is due, in order of key."""
+        while True:
+            now = trio.current_time()
+            due = sorted((cid for cid, entry in self._published.items() if entry[1] <= now), key=cid_key)
+            for cid in due:
+                if cid in self._published:
+                    await self._store(cid)
+            self._publish_sooner = trio.Event()
+            soonest = min((entry[1] for entry in self._published.values()), default=float("inf"))
+            with trio.move_on_at(soonest):
+                await self._publish_sooner.wait()
+
+    async def _store(self, cid: str) -> None:
+        resign, _, interval = self._published[cid]
+        try:
+            record, chain = resign()
+            report = await self.put(record, chain)
+        except (WireError, NodeError) as error:
+            _log.warning("publish_failed", cid=cid, reason=str(error))
+            stored = False
+        else:
+            stored = bool(report.stored)
+            if not stored:
+                _log.warning("publish_refused", cid=cid, reason=str(report.refused[0][1]))
+        if self._published.get(cid, (None,))[0] is resign:
+            seconds = interval if stored else REFRESH_SECONDS_FAILED
+            following = REFRESH_SECONDS if stored else interval
+            self._published[cid] = (resign, trio.current_time() + seconds, following)
+
+    async def _keep(self, keeper: RecordKeeper) -> None:
+        async for change in self._changed:
+            changes = [change]
+            while len(changes) < CHANGES_MAX:
+                try:
+                    changes.append(self._changed.receive_nowait())
+                except trio.WouldBlock:
+                    break
+            try:
+                await keeper.save(changes)
+            except NodeError as error:
+                self.changes_lost += len(changes)
+                _log.warning("records_not_kept", count=len(changes), reason=str(error))
+
+
+@asynccontextmanager
+async def open_dht(
+    *,
+    key: Ed25519PrivateKey,
+    host: str,
+    port: int,
+    network_id: bytes,
+    roots: frozenset[bytes],
+    admission: Admission,
+    chain: Chain,
+    server: bool,
+    advertise_host: str | None,
+    rng: Chance,
+    store: RecordKeeper | None = None,
+) -> AsyncIterator[Dht]:
+    """Run a DHT node on UDP `host`:`port` (0 takes a free port) for the length of the block.
+
+    Raises `PortInUse`, `ConfigError`, or `TooLarge` for a chain that fits into no datagram. `rng` must be
+    `random.SystemRandom()` outside of tests: session keys come from it.
+    """
+    with open_datagrams(host, port) as sock:
+        now = trio.current_time()
+        machine = DhtMachine(
+            key=key, trust=Trust(network_id=network_id, admission=admission, roots=roots), chance=rng,
+            unix_offset=time.time() - now, server=server, chain=chain,
+            address=(advertise_host or sock.address[0], sock.address[1]), now=now,
+        )  # fmt: skip
+        dht = Dht(machine, key, sock.address)
+        dht._driver = Driver(machine, sock, dht._perform)
+        async with open_background() as background:
+            if store is not None:
+                dht._driver.feed(events.RecordsRestored(tuple(store.load())))
+                background.start_soon(dht._keep, store)
+            else:
+                dht._changed.close()
+            background.start_soon(dht._driver.run)
+            background.start_soon(dht._refresh)
+            yield dht
