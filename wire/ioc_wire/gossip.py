@@ -23,23 +23,10 @@ class HeadNews(Message, frozen=True):
 
 
 class PublishHead(Message, tag=1, frozen=True):
-    """Provider to home core node: my catalogue has this head now. Answer: `WantEntries`."""
+    """Provider to home core node: my catalogue has this head now. The core node fetches what it lacks with
+    `FetchEntries` over the same link, so that both ways into a catalogue are one. Answer: `Published`."""
 
     news: HeadNews
-
-
-class WantEntries(Message, tag=2, frozen=True):
-    """Send me the entries that changed after `after_seq` (nothing is wanted where it equals the head's seq)."""
-
-    after_seq: UInt
-
-
-class PublishEntries(Message, tag=3, frozen=True):
-    """A page of entries towards the head just published; `last` closes it. Answer: `Published`."""
-
-    head: Digest
-    entries: Annotated[tuple[EntryBytes, ...], msgspec.Meta(max_length=limits.PAGE_ENTRIES_MAX)]
-    last: bool
 
 
 class Published(Message, tag=4, frozen=True):
@@ -49,13 +36,13 @@ class Published(Message, tag=4, frozen=True):
 class HeadsAnnounced(Message, tag=5, frozen=True):
     """One-way: heads that the receiver may not have. It fetches what it lacks."""
 
-    news: Annotated[tuple[HeadNews, ...], msgspec.Meta(max_length=256)]
+    news: Annotated[tuple[HeadNews, ...], msgspec.Meta(max_length=limits.NEWS_MAX)]
 
 
 class StatusAnnounced(Message, tag=6, frozen=True):
     """One-way: signed status batches, from a provider or passed on between core nodes."""
 
-    batches: Annotated[tuple[Signed, ...], msgspec.Meta(max_length=256)]
+    batches: Annotated[tuple[Signed, ...], msgspec.Meta(max_length=limits.NEWS_MAX)]
 
 
 class CompareHeads(Message, tag=7, frozen=True):
@@ -64,12 +51,34 @@ class CompareHeads(Message, tag=7, frozen=True):
     digest: Digest
 
 
+class HeadRow(Message, frozen=True):
+    """One provider in a head vector. `head` is the SHA-256 of the head's payload; 32 zero bytes stand for a provider
+    that is quarantined because it forked. `status_seq` is that of its newest status batch, 0 where there is none."""
+
+    provider: Key
+    seq: UInt
+    head: Digest
+    status_seq: UInt
+
+
 class HeadsCompared(Message, tag=8, frozen=True):
-    """Nothing where the digests are equal; else the answerer's heads and the newest status batches."""
+    """The answerer's head vector in order of provider; no rows where the digests are equal."""
 
     digest: Digest
-    news: Annotated[tuple[HeadNews, ...], msgspec.Meta(max_length=8192)]
-    statuses: Annotated[tuple[Signed, ...], msgspec.Meta(max_length=8192)]
+    rows: Annotated[tuple[HeadRow, ...], msgspec.Meta(max_length=limits.PROVIDERS_MAX)]
+
+
+class FetchHeads(Message, tag=13, frozen=True):
+    """Heads and newest status batches of these providers. Answer: a stream of `HeadsPage`."""
+
+    providers: Annotated[tuple[Key, ...], msgspec.Meta(min_length=1, max_length=limits.NEWS_MAX)]
+
+
+class HeadsPage(Message, tag=14, frozen=True):
+    """Of a provider that forked, both heads are sent: together they are the proof."""
+
+    news: Annotated[tuple[HeadNews, ...], msgspec.Meta(max_length=limits.NEWS_MAX)] = ()
+    statuses: Annotated[tuple[Signed, ...], msgspec.Meta(max_length=limits.NEWS_MAX)] = ()
 
 
 class FetchEntries(Message, tag=9, frozen=True):
@@ -88,10 +97,11 @@ class EntriesPage(Message, tag=10, frozen=True):
 
 
 class ExchangePeers(Message, tag=11, frozen=True):
-    """Ask a core node for the core nodes that it is connected to. Answer: `PeersKnown`."""
+    """Ask a core node for the core nodes that it is linked with. Answer: `PeersKnown`."""
 
 
 class PeersKnown(Message, tag=12, frozen=True):
-    """Only peers that the sender has a verified link with."""
+    """Only core nodes that the sender has a verified link with. Also sent one-way between core nodes on change: a
+    receiver then knows which of them need not be told again what the sender told everybody."""
 
     core: Annotated[tuple[Contact, ...], msgspec.Meta(max_length=256)]

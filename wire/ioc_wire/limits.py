@@ -36,6 +36,15 @@ LINK_STREAM_CREDIT_MAX: Final = 256
 PAGE_ENTRIES_MAX: Final = 512
 """Entries in one page of a catalogue transfer."""
 
+# -- catalogue and gossip
+HEAD_SECONDS_MAX: Final = 48 * 3600
+STATUS_SECONDS_MAX: Final = 600
+STATUS_ROWS_MAX: Final = 8192
+PROVIDERS_MAX: Final = 8192
+"""Providers in one head vector."""
+NEWS_MAX: Final = 256
+"""Heads, or status batches, in one message."""
+
 # -- blobs
 CHUNK_BYTES: Final = 1 << 20
 BLOB_CHUNKS_MAX: Final = 1 << 20

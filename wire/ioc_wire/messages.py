@@ -11,13 +11,13 @@ from ioc_wire.links import UnionCodec
 
 Body = (
     gossip.PublishHead
-    | gossip.WantEntries
-    | gossip.PublishEntries
     | gossip.Published
     | gossip.HeadsAnnounced
     | gossip.StatusAnnounced
     | gossip.CompareHeads
     | gossip.HeadsCompared
+    | gossip.FetchHeads
+    | gossip.HeadsPage
     | gossip.FetchEntries
     | gossip.EntriesPage
     | gossip.ExchangePeers

@@ -148,8 +148,9 @@ class CatalogueEntry(Message, frozen=True):
 class Head(SignedPayload, frozen=True):
     """A provider's signed commitment to its catalogue: `root` is the RFC 9162 Merkle root over the slots in order.
 
-    `previous` is the SHA-256 of the head before it (32 zero bytes for the first). One signature vouches for all
-    `slots` entries.
+    `previous` is the SHA-256 of the payload of the head before it (32 zero bytes for the first). `seq` grows with
+    every head, not always by one: a provider that lost its state starts at the clock's seconds and forks nothing.
+    Two heads with one `seq` are a fork. One signature vouches for all `slots` entries, at most 48 hours long.
     """
 
     kind: ClassVar[str] = "head"
@@ -173,13 +174,14 @@ class StatusRow(Message, frozen=True):
 
 
 class StatusBatch(SignedPayload, frozen=True):
-    """All status rows of a provider under one signature. The higher `seq` wins whole."""
+    """All status rows of a provider under one signature, good for at most ten minutes. The higher `seq` wins
+    whole; the last of two rows for one slot counts."""
 
     kind: ClassVar[str] = "status"
     seq: UInt
     issued: UInt
     expires: UInt
-    rows: Annotated[tuple[StatusRow, ...], msgspec.Meta(max_length=8192)]
+    rows: Annotated[tuple[StatusRow, ...], msgspec.Meta(max_length=limits.STATUS_ROWS_MAX)]
 
 
 def entry_bytes(entry: CatalogueEntry) -> bytes:
