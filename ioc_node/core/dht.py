@@ -13,7 +13,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -239,7 +239,9 @@ class DhtMachine:
                 self.sessions.send(session, wire.encode_message(refusal), out)
             return
         if type(message) in wire.REQUEST_TYPES:
-            answer = self.answering.answer(session, message, now, now + self.unix_offset, out)
+            answer = self.answering.answer(
+                session, cast(wire.Request, message), now, now + self.unix_offset, out
+            )
             self.sessions.send(session, wire.encode_message(answer), out)
         else:
             self.exchange.on_answer(session, message, now, out)

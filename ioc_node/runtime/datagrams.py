@@ -30,6 +30,7 @@ class DatagramSocket:
     def __init__(self, sock: socket.socket) -> None:
         self.unsent = 0
         self._socket = sock
+        self._descriptor = sock.fileno()
         self._mapped = sock.family == socket.AF_INET6
         bound = sock.getsockname()
         self.address: Address = (bound[0], bound[1])
@@ -45,7 +46,7 @@ class DatagramSocket:
 
     async def receive_batch(self) -> list[tuple[bytes, Address]]:
         """Wait for datagrams; return those that are there, at most `BATCH_MAX`."""
-        await trio.lowlevel.wait_readable(self._socket)
+        await trio.lowlevel.wait_readable(self._descriptor)
         batch: list[tuple[bytes, Address]] = []
         receive = self._socket.recvfrom
         try:

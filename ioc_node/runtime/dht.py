@@ -101,13 +101,13 @@ class Dht:
             try:
                 found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_DGRAM)
             except OSError as error:
-                fault = PeerUnreachable(f"{host}:{port}: {error.strerror or error}")
+                fault: events.Fault = PeerUnreachable(f"{host}:{port}: {error.strerror or error}")
                 unresolved.append(((host, port), fault))
             else:
                 resolved.append((str(found[0][4][0]), int(found[0][4][1])))
         if unresolved and not resolved:
             return JoinReport(0, unresolved, len(self.machine.table))
-        report: JoinReport = await self._do(lambda n: events.JoinStarted(n, tuple(resolved)))
+        report = await self._do(JoinReport, lambda n: events.JoinStarted(n, tuple(resolved)))
         report.failed.extend(unresolved)
         for address, fault in report.failed:
             _log.info("bootstrap_failed", address=f"{address[0]}:{address[1]}", reason=str(fault))
@@ -119,33 +119,33 @@ class Dht:
         Raises `PeerUnreachable` when no server is known, and a `WireError` for a record that cannot be sent
         at all. Refusals of servers are in the report, each with its own fault.
         """
-        return await self._do(lambda n: events.PutStarted(n, record, tuple(chain)))
+        return await self._do(PutReport, lambda n: events.PutStarted(n, record, tuple(chain)))
 
     async def get(self, cid: str, min_version: int = 0, answers: int = 1) -> GetReport:
         """Find the record of an identifier. Raises `NotFound` (it says how many were asked) or
         `BadIdentifier`.
         """
-        return await self._do(lambda n: events.GetStarted(n, cid, min_version, answers))
+        return await self._do(GetReport, lambda n: events.GetStarted(n, cid, min_version, answers))
 
     async def find_node(self, target: bytes) -> FindReport:
         """Find the servers nearest to a 32-byte target. Raises `PeerUnreachable`."""
-        return await self._do(lambda n: events.FindStarted(n, target))
+        return await self._do(FindReport, lambda n: events.FindStarted(n, target))
 
     async def announce(self, blob: bytes, host: str, port: int, seconds: int = HOLDER_SECONDS) -> PutReport:
         """Tell that we give `blob` out over a link to `host`:`port`, for so many seconds."""
         now = int(self.machine.unix(trio.current_time()))
         holder = sign(self._key, HolderRecord(blob, host, port, now, now + seconds))
-        return await self._do(lambda n: events.AnnounceStarted(n, holder))
+        return await self._do(PutReport, lambda n: events.AnnounceStarted(n, holder))
 
     async def holders(self, blob: bytes) -> HoldersReport:
         """Find out who holds a blob. Raises `NotFound`."""
-        return await self._do(lambda n: events.HoldersStarted(n, blob))
+        return await self._do(HoldersReport, lambda n: events.HoldersStarted(n, blob))
 
     async def ping(self, peer: Contact | Address) -> PingReport:
         """Measure one round trip. Raises `PeerUnreachable`, or `WrongPeer` where another node answers."""
         if isinstance(peer, Contact):
-            return await self._do(lambda n: events.PingStarted(n, peer.address, peer.node_id))
-        return await self._do(lambda n: events.PingStarted(n, peer, None))
+            return await self._do(PingReport, lambda n: events.PingStarted(n, peer.address, peer.node_id))
+        return await self._do(PingReport, lambda n: events.PingStarted(n, peer, None))
 
     def contacts(self) -> list[Contact]:
         """The servers known and verified, in order of node ID."""
@@ -173,7 +173,7 @@ class Dht:
             "repeated": m.exchange.repeated, "timed_out": m.exchange.timed_out, "changes_lost": self.changes_lost,
         }  # fmt: skip
 
-    async def _do(self, event: Callable[[int], events.Event]) -> Any:
+    async def _do(self, kind: type[_Report], event: Callable[[int], events.Event]) -> _Report:
         """Run one operation to its end; raise the fault that ended it."""
         number = next(self._numbers)
         done, results = trio.Event(), []  # type: trio.Event, list[Any]
@@ -189,6 +189,7 @@ class Dht:
         result = results[0]
         if isinstance(result, (WireError, NodeError)):
             raise result
+        assert isinstance(result, kind)
         return result
 
     def _perform(self, effect: events.Effect) -> None:

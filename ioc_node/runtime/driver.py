@@ -4,7 +4,7 @@ Events go in by `feed`, from the socket, from the clock or from a caller; the ef
 carried out at once, in order, before anything else is fed. Carrying out an effect never waits.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Generic, Protocol, TypeVar
 
@@ -23,7 +23,7 @@ _F = TypeVar("_F")
 class DatagramMachine(Protocol[_Event, _Effect]):
     """A machine that takes `DatagramReceived` and `Tick`, and gives `SendDatagram` among its effects."""
 
-    def handle(self, event: _Event | DatagramReceived | Tick, *, now: float) -> list[_Effect]: ...
+    def handle(self, event: _Event | DatagramReceived | Tick, *, now: float) -> Sequence[_Effect]: ...
 
     def deadline(self) -> float: ...
 
@@ -43,7 +43,7 @@ class Driver(Generic[_E, _F]):
     def feed(self, event: _E | DatagramReceived | Tick) -> None:
         """Give the machine an event and carry out what follows from it."""
         for effect in self._machine.handle(event, now=trio.current_time()):
-            if type(effect) is SendDatagram:
+            if isinstance(effect, SendDatagram):
                 self._socket.send_nowait(effect.data, effect.address)
             else:
                 self._perform(effect)
