@@ -1,0 +1,20 @@
+"""What the bulk room counts, for metrics and for the reasons it gives."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class BulkCounters:
+    """Totals since the endpoint was opened."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    refused: int = 0
+    """Claims and requests that this holder refused."""
+    reconnections: int = 0
+    corrupt_chunks: int = 0
+    transfers: Counter[str] = field(default_factory=Counter)
+    """Finished fetches by transport."""
+    offload_fallbacks: Counter[str] = field(default_factory=Counter)
+    """Offloads that were tried for a blob and failed, by name: QUIC took over."""

@@ -1,0 +1,181 @@
+"""A blob on its way to this disk: which chunks are here survives a crash, whatever killed us.
+
+Three files: `.info` (the verified hash list), `.data` (the blob's full length, claimed at once), `.marks`
+(one byte per chunk, set after the chunk's bytes were written). Marks are only a hint: on reopening, every
+marked chunk is hashed again, so neither a torn write nor a changed byte is ever taken for a verified
+chunk.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from ioc_node.bulk.disk import (
+    FILE_MODE,
+    copy_range,
+    read_at,
+    reserve_space,
+    told_when_full,
+    write_at,
+    write_file,
+)
+from ioc_wire import limits
+from ioc_wire.bulk import (
+    RANGES_MAX,
+    BlobInfo,
+    ChunkRange,
+    check_blob_info,
+    check_chunk,
+    chunk_hash,
+    chunk_length,
+    format_blob_id,
+)
+from ioc_wire.codec import decode, encode
+from ioc_wire.errors import BlobCorrupt, WireError
+
+INFO_BYTES_MAX: Final = limits.BLOB_CHUNKS_MAX * 34 + 128
+SUFFIXES: Final = (".info", ".data", ".marks")
+
+
+class PartialBlob:
+    """One blob's arrived chunks. Made by `BlobStore.begin`; the blocking methods end in `_sync`."""
+
+    def __init__(self, info: BlobInfo, stem: Path, on_finished: Callable[[BlobInfo, Path], None]) -> None:
+        self.info = info
+        self._stem = stem
+        self._on_finished = on_finished
+        self._what = format_blob_id(info.blob)
+        self._data = self._marks = -1
+        self._present = bytearray(len(info.chunks))
+        self._bytes_present = 0
+
+    # -- opening
+
+    def open_sync(self) -> None:
+        """Make the files, or take up those of an earlier attempt. Raises `StorageFull`."""
+        with told_when_full(self._what, self._stem.parent):
+            if not _file(self._stem, ".info").exists():
+                write_file(_file(self._stem, ".info"), encode(self.info))
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            self._data = os.open(_file(self._stem, ".data"), flags, FILE_MODE)
+            self._marks = os.open(_file(self._stem, ".marks"), flags, FILE_MODE)
+            try:
+                reserve_space(self._data, self.info.size)
+                os.ftruncate(self._data, self.info.size)
+                os.ftruncate(self._marks, len(self.info.chunks))
+            except OSError:
+                self.close()
+                raise
+        self._recheck()
+
+    def _recheck(self) -> None:
+        marks = read_at(self._marks, len(self.info.chunks), 0)
+        for index, mark in enumerate(marks):
+            if mark and chunk_hash(self._read(index)) == self.info.chunks[index]:
+                self._keep(index)
+            elif mark:
+                write_at(self._marks, b"\0", index)
+
+    def _keep(self, index: int) -> None:
+        if not self._present[index]:
+            self._present[index] = 1
+            self._bytes_present += chunk_length(self.info.size, index)
+
+    def _read(self, index: int) -> bytes:
+        return read_at(self._data, chunk_length(self.info.size, index), index * limits.CHUNK_BYTES)
+
+    # -- what is here
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chunk is here."""
+        return self._bytes_present == self.info.size
+
+    @property
+    def bytes_present(self) -> int:
+        """Bytes of the verified chunks."""
+        return self._bytes_present
+
+    def missing_ranges(self) -> tuple[ChunkRange, ...]:
+        """Runs of chunks that are not here yet, the first `RANGES_MAX` of them."""
+        ranges: list[ChunkRange] = []
+        for here, run in groupby(range(len(self._present)), key=self._present.__getitem__):
+            indexes = list(run)
+            if not here:
+                ranges.append(ChunkRange(indexes[0], len(indexes)))
+                if len(ranges) == RANGES_MAX:
+                    break
+        return tuple(ranges)
+
+    def is_present(self, index: int) -> bool:
+        """Whether chunk `index` is here, verified."""
+        return bool(self._present[index])
+
+    # -- filling it
+
+    def write_chunk_sync(self, index: int, data: bytes | memoryview) -> None:
+        """Verify and keep one chunk. Raises `BlobCorrupt` (nothing is kept) or `StorageFull`."""
+        check_chunk(self.info, index, data)
+        with told_when_full(self._what, self._stem.parent):
+            write_at(self._data, data, index * limits.CHUNK_BYTES)
+            write_at(self._marks, b"\1", index)
+        self._keep(index)
+
+    async def write_chunk(self, index: int, data: bytes | memoryview) -> None:
+        """`write_chunk_sync` in a worker thread."""
+        await trio.to_thread.run_sync(self.write_chunk_sync, index, data)
+
+    def copy_chunk_sync(self, index: int, source: int) -> None:
+        """Take chunk `index` from the same offset of the file descriptor `source`, and verify our copy."""
+        length = chunk_length(self.info.size, index)
+        with told_when_full(self._what, self._stem.parent):
+            copy_range(source, self._data, length, index * limits.CHUNK_BYTES)
+            check_chunk(self.info, index, self._read(index))
+            write_at(self._marks, b"\1", index)
+        self._keep(index)
+
+    async def finish(self) -> BlobInfo:
+        """Make it a blob of the store; every chunk must be here."""
+        if not self.complete:
+            raise BlobCorrupt(f"{self._what} lacks chunks")
+        await trio.to_thread.run_sync(self._finish_sync)
+        return self.info
+
+    def _finish_sync(self) -> None:
+        with told_when_full(self._what, self._stem.parent):
+            os.fsync(self._data)
+        self.close()
+        self._on_finished(self.info, _file(self._stem, ".data"))
+        remove_partial_sync(self._stem)
+
+    def close(self) -> None:
+        """Leave it as it is, to be taken up later."""
+        for descriptor in (self._data, self._marks):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._data = self._marks = -1
+
+
+def _file(stem: Path, suffix: str) -> Path:
+    return stem.with_name(stem.name + suffix)
+
+
+def load_partial_info_sync(stem: Path) -> BlobInfo | None:
+    """The verified hash list of an earlier attempt, if there is one that can be used."""
+    try:
+        data = _file(stem, ".info").read_bytes()
+        return check_blob_info(decode(data, BlobInfo, size_max=INFO_BYTES_MAX))
+    except (OSError, WireError):
+        return None
+
+
+def remove_partial_sync(stem: Path) -> None:
+    """Forget an attempt."""
+    for suffix in SUFFIXES:
+        with suppress(OSError):
+            _file(stem, suffix).unlink(missing_ok=True)

@@ -1,0 +1,281 @@
+"""QUIC on trio: one connection carries one byte stream between a reader and a holder.
+
+Theory of operation. A `Channel` owns one sans-IO connection (`engines.Pipe`). Whatever happens to it
+(datagrams fed by the socket's reader, bytes from the application, a timer) ends in `_turn`, which takes
+the engine's events, wakes waiting tasks and sends what is due, but never more than `DATAGRAMS_PER_TURN`
+datagrams before other tasks of the loop get theirs. `drive` sleeps until the engine's timer or until it
+is woken, so an idle connection costs nothing.
+
+Sending waits while unacknowledged bytes exceed the pipe's bound. Receiving is bounded by
+`received_bytes_max`; the engines' own flow control follows what arrived rather than what was consumed,
+hence a peer that sends more than the application asked for is cut off.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Final
+
+import trio
+
+from ioc_node.bulk.engines import EngineError, Pipe
+from ioc_node.bulk.udp import Address, Received, UdpSocket
+from ioc_node.errors import PeerUnreachable
+from ioc_wire.errors import TooLarge, WireError, WrongPeer
+
+DATAGRAMS_PER_POLL: Final = 44
+DATAGRAMS_PER_TURN: Final = 3 * DATAGRAMS_PER_POLL
+STREAM: Final = 0
+"""The only stream: the first that a client opens."""
+FINISH_SECONDS: Final = 2.0
+"""How long a closing side waits for its last bytes to be acknowledged."""
+
+
+class ChannelBroken(PeerUnreachable):
+    """The connection ended before the conversation did."""
+
+
+class Channel:
+    """One QUIC connection with its one stream."""
+
+    def __init__(self, pipe: Pipe, udp: UdpSocket, peer: Address, *, received_bytes_max: int) -> None:
+        self.pipe = pipe
+        self.peer = peer
+        self.on_ids_changed: Callable[[bytes, bool], None] = lambda _id, _added: None
+        self._udp = udp
+        self._received_bytes_max = received_bytes_max
+        self._unsent: list[tuple[bytes, Address]] = []
+        self._more = False
+        self._wake = trio.Event()
+        self._sleep = trio.CancelScope()
+        self._ready = trio.Event()
+        self._fault: Exception | None = None
+        self._ended = trio.Event()
+        self._parts: deque[memoryview] = deque()
+        self._buffered = 0
+        self._wanted = 1
+        self._peer_finished = False
+        self._readable = trio.Event()
+        self._writable = trio.Event()
+
+    # -- what the application does
+
+    async def wait_ready(self) -> None:
+        """Return when the handshake is done; raises `ChannelBroken`."""
+        await self._ready.wait()
+        self._raise_fault()
+
+    def check_peer(self, key: bytes) -> None:
+        """Raise `WrongPeer` unless the server's certificate holds `key`."""
+        if self.pipe.peer_key() != key:
+            raise WrongPeer(f"the holder at {self.peer[0]}:{self.peer[1]} has another key")
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        """Send bytes; returns once they are within the bound of bytes not yet acknowledged."""
+        view = memoryview(data)
+        step = self.pipe.slice_bytes
+        for start in range(0, len(view), step):
+            piece = view[start : start + step]
+            while not self._has_room(len(piece)):
+                self._writable = trio.Event()
+                await self._writable.wait()
+            self._apply(self.pipe.send, STREAM, piece)
+            await trio.lowlevel.checkpoint()
+
+    async def receive_exactly(self, count: int) -> bytes:
+        """The next `count` bytes; raises `ChannelBroken` when fewer are to come."""
+        while self._buffered < count:
+            self._raise_fault()
+            if self._peer_finished:
+                raise ChannelBroken(f"{self.peer[0]}:{self.peer[1]} ended the stream early")
+            self._wanted = count
+            self._readable = trio.Event()
+            await self._readable.wait()
+        self._buffered -= count
+        return self._take(count)
+
+    def finish_nowait(self) -> None:
+        """Say that nothing more will be sent."""
+        self._apply(self.pipe.send, STREAM, b"", end=True)
+
+    async def aclose(self, reason: str = "") -> None:
+        """Let what was sent arrive (for at most `FINISH_SECONDS`), then close."""
+        with trio.move_on_after(FINISH_SECONDS):
+            while self._fault is None and self.pipe.buffered_bytes(STREAM):
+                self._writable = trio.Event()
+                await self._writable.wait()
+        self.close_nowait(reason)
+
+    def close_nowait(self, reason: str = "") -> None:
+        """Close at once."""
+        if self._fault is None:
+            try:
+                self.pipe.close(0, reason)
+                self._send_due(trio.current_time())
+            except (EngineError, OSError):
+                pass
+            self._end(ChannelBroken(f"connection to {self.peer[0]}:{self.peer[1]} was closed here"))
+
+    # -- what the socket's reader and the drive do
+
+    @property
+    def ended(self) -> bool:
+        """Whether this connection is over."""
+        return self._fault is not None
+
+    def feed(self, received: Sequence[Received]) -> None:
+        """Take what came in from the socket."""
+        now = trio.current_time()
+        try:
+            for each in received:
+                self.pipe.feed(each, now)
+        except EngineError as error:
+            self._end(ChannelBroken(str(error)))
+            return
+        self._turn(now)
+
+    def connect(self) -> None:
+        """Start a client's handshake."""
+        self._apply(self.pipe.connect, self.peer, trio.current_time())
+
+    def fail(self, error: Exception) -> None:
+        """End with a fault that the socket found."""
+        self._end(ChannelBroken(f"{self.peer[0]}:{self.peer[1]}: {error}"))
+
+    async def drive(self) -> None:
+        """Own the timer and the sending until the connection is over."""
+        while self._fault is None:
+            if self._unsent:
+                try:
+                    await self._udp.wait_writable()
+                except trio.ClosedResourceError:
+                    return
+            elif self._more:
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._doze()
+            now = trio.current_time()
+            timer = self.pipe.timer()
+            if timer is not None and now >= timer:
+                self._apply(self.pipe.handle_timer, now)
+            else:
+                self._turn(now)
+
+    async def _doze(self) -> None:
+        timer = self.pipe.timer()
+        self._sleep = trio.CancelScope(deadline=trio.current_time() + 3600 if timer is None else timer)
+        with self._sleep:
+            await self._wake.wait()
+        self._wake = trio.Event()
+
+    # -- one turn
+
+    def _apply(self, call: Callable[..., None], *args: object, **kwargs: object) -> None:
+        self._raise_fault()
+        try:
+            call(*args, **kwargs)
+        except EngineError as error:
+            self._end(ChannelBroken(str(error)))
+            return
+        self._turn(trio.current_time())
+
+    def _turn(self, now: float) -> None:
+        if self._fault is not None:
+            return
+        try:
+            self._take_events()
+            if self._fault is not None:
+                return
+            self._more = self._send_due(now)
+        except EngineError as error:
+            self._end(ChannelBroken(str(error)))
+            return
+        except OSError as error:
+            self._end(ChannelBroken(f"{self.peer[0]}:{self.peer[1]}: {error.strerror or error}"))
+            return
+        if not self._writable.is_set() and self._has_room(self.pipe.slice_bytes):
+            self._writable.set()
+        timer = self.pipe.timer()
+        if self._more or self._unsent:
+            self._wake.set()
+        elif timer is not None and timer < self._sleep.deadline:
+            self._sleep.deadline = timer
+
+    def _send_due(self, now: float) -> bool:
+        """Send what the engine has; whether it may have more at once."""
+        budget = DATAGRAMS_PER_TURN
+        while budget > 0:
+            batch = self._unsent or self.pipe.poll(now, DATAGRAMS_PER_POLL)
+            self._unsent = []
+            if not batch:
+                return False
+            budget -= len(batch)
+            for address, group in groupby(batch, key=lambda datagram: datagram[1]):
+                datagrams = [data for data, _ in group]
+                sent = self._udp.send_nowait(datagrams, address)
+                self._unsent.extend((data, address) for data in datagrams[sent:])
+            if self._unsent:
+                return False
+        return True
+
+    def _take_events(self) -> None:
+        events = self.pipe.events
+        while (event := self.pipe.next_event()) is not None:
+            if isinstance(event, events.StreamDataReceived):
+                self._take_data(event.stream_id, event.data, event.end_stream)
+            elif isinstance(event, events.HandshakeCompleted):
+                self._ready.set()
+            elif isinstance(event, events.ConnectionIdIssued):
+                self.on_ids_changed(event.connection_id, True)
+            elif isinstance(event, events.ConnectionIdRetired):
+                self.on_ids_changed(event.connection_id, False)
+            elif isinstance(event, (events.StreamReset, events.StopSendingReceived)):
+                self._end(ChannelBroken(f"{self.peer[0]}:{self.peer[1]} reset the stream"))
+            elif isinstance(event, events.ConnectionTerminated):
+                reason = event.reason_phrase or f"closed with code {event.error_code}"
+                self._end(ChannelBroken(f"{self.peer[0]}:{self.peer[1]}: {reason}"))
+
+    def _take_data(self, stream: int, data: bytes, end: bool) -> None:
+        if stream != STREAM:
+            self._abort(TooLarge(f"{self.peer[0]}:{self.peer[1]} opened a second stream"))
+            return
+        if data:
+            self._parts.append(memoryview(data))
+            self._buffered += len(data)
+        if self._buffered > self._received_bytes_max:
+            self._abort(TooLarge(f"{self.peer[0]}:{self.peer[1]} sent more than it was asked for"))
+            return
+        self._peer_finished = self._peer_finished or end
+        if self._buffered >= self._wanted or end:
+            self._readable.set()
+
+    def _take(self, count: int) -> bytes:
+        taken: list[memoryview] = []
+        while count:
+            part = self._parts.popleft()
+            if len(part) > count:
+                self._parts.appendleft(part[count:])
+                part = part[:count]
+            count -= len(part)
+            taken.append(part)
+        return b"".join(taken)
+
+    def _has_room(self, count: int) -> bool:
+        self._raise_fault()
+        buffered = self.pipe.buffered_bytes(STREAM)
+        return buffered == 0 or buffered + count <= self.pipe.buffered_bytes_max
+
+    def _abort(self, error: WireError) -> None:
+        self.pipe.close(error.code, str(error)[:200])
+        self._send_due(trio.current_time())
+        self._end(error)
+
+    def _end(self, fault: Exception) -> None:
+        if self._fault is None:
+            self._fault = fault  # what arrived before can still be read: often the reason
+        for event in (self._ready, self._readable, self._writable, self._wake, self._ended):
+            event.set()
+
+    def _raise_fault(self) -> None:
+        if self._fault is not None:
+            raise self._fault

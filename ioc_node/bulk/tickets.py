@@ -1,0 +1,127 @@
+"""Tickets: who may read which blob here, until when.
+
+A ticket is a random 256-bit secret bound to one blob, one reader and a time. It travels over an
+authenticated link. On the bulk connection the reader shows the secret and signs, with its node key, the
+holder's key, a nonce that the holder made for this connection, and the ticket's digest. So a stolen
+ticket is useless without the reader's key, and a recorded claim is useless on another connection. A
+ticket may be used again until it expires: that is how a broken transfer resumes.
+"""
+
+import hmac
+import secrets
+import time
+from collections.abc import Callable
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ioc_wire import limits
+from ioc_wire.bulk import (
+    TICKET_SECRET_BYTES,
+    Claim,
+    Endpoint,
+    OffloadDescriptor,
+    Ticket,
+    claim_bytes,
+    ticket_digest,
+)
+from ioc_wire.errors import BadSignature, Busy, Expired, ReplayedProof, TicketRefused, WrongPeer
+from ioc_wire.signed import public_bytes, verify_bytes
+
+TICKETS_MAX: Final = 65_536
+TICKETS_PER_READER_MAX: Final = 4096
+
+
+class TicketBook:
+    """The tickets that this holder has issued and that are still good, at most `TICKETS_MAX`."""
+
+    def __init__(self, holder: bytes, *, clock: Callable[[], float] = time.time) -> None:
+        self._holder = holder
+        self._clock = clock
+        self._tickets: dict[bytes, Ticket] = {}
+        self._per_reader: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def issue(
+        self,
+        blob: bytes,
+        reader: bytes,
+        *,
+        seconds: float = limits.TICKET_SECONDS_MAX,
+        size: int | None = None,
+        endpoints: tuple[Endpoint, ...] = (),
+        offloads: tuple[OffloadDescriptor, ...] = (),
+    ) -> Ticket:
+        """A new ticket for `reader` (a public key). Raises `Busy` when too many are out."""
+        now = self._clock()
+        if len(self._tickets) >= TICKETS_MAX or self._per_reader.get(reader, 0) >= TICKETS_PER_READER_MAX:
+            self._drop_expired(now)
+        if len(self._tickets) >= TICKETS_MAX or self._per_reader.get(reader, 0) >= TICKETS_PER_READER_MAX:
+            raise Busy("too many tickets are out; ask again when some have expired")
+        ticket = Ticket(
+            secret=secrets.token_bytes(TICKET_SECRET_BYTES),
+            blob=blob,
+            holder=self._holder,
+            reader=reader,
+            expires=int(now + min(seconds, limits.TICKET_SECONDS_MAX)),
+            size=size,
+            endpoints=endpoints,
+            offloads=offloads,
+        )
+        self._tickets[ticket_digest(ticket.secret)] = ticket
+        self._per_reader[reader] = self._per_reader.get(reader, 0) + 1
+        return ticket
+
+    def revoke(self, secret: bytes) -> bool:
+        """Take a ticket back; whether it was still good. A transfer that uses it ends at its next chunk."""
+        return self._drop(ticket_digest(secret))
+
+    def is_good(self, ticket: Ticket) -> bool:
+        """Whether a ticket found by `check` is still out and not expired."""
+        return ticket_digest(ticket.secret) in self._tickets and self._clock() < ticket.expires
+
+    def check(self, claim: Claim, *, digest: bytes, nonce: bytes) -> Ticket:
+        """The ticket that `claim` proves for the connection on which `nonce` was asked.
+
+        Raises `TicketRefused`, `Expired`, `WrongPeer` (another reader's) or `ReplayedProof`.
+        """
+        ticket = self._tickets.get(ticket_digest(claim.secret))
+        if ticket is None or not hmac.compare_digest(ticket.secret, claim.secret):
+            raise TicketRefused("no such ticket here; ask the holder for a new one")
+        if not hmac.compare_digest(ticket.reader, claim.reader):
+            raise WrongPeer("the ticket was issued to another reader")
+        if self._clock() >= ticket.expires:
+            self._drop(ticket_digest(ticket.secret))
+            raise Expired("the ticket; ask the holder for a new one")
+        proof = claim_bytes(self._holder, nonce, ticket_digest(claim.secret))
+        try:
+            verify_bytes(claim.reader, claim.signature, proof, "bulk claim")
+        except BadSignature:
+            raise ReplayedProof("the claim was not signed for this connection") from None
+        if not hmac.compare_digest(digest, ticket_digest(claim.secret)):
+            raise TicketRefused("another ticket was announced")
+        return ticket
+
+    def _drop(self, digest: bytes) -> bool:
+        ticket = self._tickets.pop(digest, None)
+        if ticket is None:
+            return False
+        left = self._per_reader[ticket.reader] - 1
+        if left:
+            self._per_reader[ticket.reader] = left
+        else:
+            del self._per_reader[ticket.reader]
+        return True
+
+    def _drop_expired(self, now: float) -> None:
+        for digest in [digest for digest, ticket in self._tickets.items() if ticket.expires <= now]:
+            self._drop(digest)
+
+
+def make_claim(ticket: Ticket, key: Ed25519PrivateKey, nonce: bytes) -> Claim:
+    """A reader's proof for the connection on which its holder asked `nonce`."""
+    digest = ticket_digest(ticket.secret)
+    signature = key.sign(claim_bytes(ticket.holder, nonce, digest))
+    return Claim(ticket.secret, public_bytes(key), signature)

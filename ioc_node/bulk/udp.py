@@ -1,0 +1,174 @@
+"""A UDP socket that moves many datagrams per system call where the kernel can (Linux UDP GSO and GRO).
+
+QUIC spends most of its time below us in single datagrams. With segmentation offload one `sendmsg` carries
+up to 44 of 1452 bytes, and one `recvmsg` returns as many; without it every datagram is a call of its own.
+"""
+
+import contextlib
+import errno
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Final
+
+import trio
+
+from ioc_node.errors import PeerUnreachable, PortInUse
+
+UDP_SEGMENT: Final = 103
+UDP_GRO: Final = 104
+SOCKET_BUFFER_BYTES: Final = 4 << 20
+SEGMENTS_MAX: Final = 44
+SEND_BYTES_MAX: Final = 65_000
+RECEIVES_PER_TURN: Final = 16
+"""Buffers (of up to 64 KiB) taken in one turn, so that other tasks of the loop come between."""
+
+_SEGMENT_SIZE: Final = struct.Struct("=H")
+_GRO_SIZE: Final = struct.Struct("=i")
+_OFFLOAD_REFUSED: Final = frozenset((errno.EIO, errno.EINVAL, errno.EOPNOTSUPP))
+_DROPPED: Final = frozenset(
+    (errno.EMSGSIZE, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EPERM, errno.ENOBUFS)
+)
+
+Address = tuple[str, int]
+Received = tuple[bytes, int, Address]
+"""Bytes, the size of the datagrams in them (the last may be shorter), where they came from."""
+
+
+class UdpSocket:
+    """One non-blocking UDP socket; `connected` ones have a single peer and hear of its absence at once."""
+
+    def __init__(self, sock: socket.socket, *, connected: bool) -> None:
+        self._sock = sock
+        self._connected = connected
+        sock.setblocking(False)
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
+        self._merges = self._enable(UDP_GRO, 1)
+        self._segments = self._enable(UDP_SEGMENT, 0)
+
+    def _enable(self, option: int, value: int) -> bool:
+        try:
+            self._sock.setsockopt(socket.IPPROTO_UDP, option, value)
+        except OSError:
+            return False
+        return True
+
+    @property
+    def port(self) -> int:
+        """The local port."""
+        return int(self._sock.getsockname()[1])
+
+    def receive_nowait(self) -> list[Received]:
+        """What has arrived, at most `RECEIVES_PER_TURN` buffers; `OSError` when the peer's port is closed."""
+        received: list[Received] = []
+        try:
+            for _ in range(RECEIVES_PER_TURN):
+                data, control, _, address = self._sock.recvmsg(65535, 64)
+                size = len(data)
+                for level, kind, value in control:
+                    if level == socket.IPPROTO_UDP and kind == UDP_GRO:
+                        size = _GRO_SIZE.unpack_from(value)[0]
+                received.append((data, size, address[:2]))
+        except BlockingIOError:
+            pass
+        except ConnectionRefusedError:
+            if self._connected:
+                raise
+        return received
+
+    def send_nowait(self, datagrams: Sequence[bytes], address: Address) -> int:
+        """Send in order; how many the kernel took. `OSError` only where the single peer cannot be reached."""
+        sent = 0
+        for batch in self._batches(datagrams):
+            try:
+                self._send_batch(batch, address)
+            except BlockingIOError:
+                return sent
+            except ConnectionRefusedError:
+                if self._connected:
+                    raise
+            except OSError as error:
+                if error.errno in _OFFLOAD_REFUSED and len(batch) > 1:
+                    self._segments = False
+                    return sent + self.send_nowait(datagrams[sent:], address)
+                if error.errno not in _DROPPED:
+                    raise
+            sent += len(batch)
+        return sent
+
+    def _send_batch(self, batch: Sequence[bytes], address: Address) -> None:
+        target = None if self._connected else address
+        if len(batch) == 1:
+            self._sock.sendmsg(batch, [], 0, target)
+            return
+        segment = _SEGMENT_SIZE.pack(len(batch[0]))
+        self._sock.sendmsg(batch, [(socket.IPPROTO_UDP, UDP_SEGMENT, segment)], 0, target)
+
+    def _batches(self, datagrams: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+        if not self._segments:
+            yield from ([datagram] for datagram in datagrams)
+            return
+        for start, stop in pairwise(_cuts(datagrams)):
+            yield datagrams[start:stop]
+
+    async def wait_readable(self) -> None:
+        """Return when `receive_nowait` has something to say."""
+        await trio.lowlevel.wait_readable(self._sock.fileno())
+
+    async def wait_writable(self) -> None:
+        """Return when the kernel takes datagrams again."""
+        await trio.lowlevel.wait_writable(self._sock.fileno())
+
+    def close(self) -> None:
+        """Close the socket and wake whoever waits for it."""
+        trio.lowlevel.notify_closing(self._sock.fileno())
+        self._sock.close()
+
+
+def _cuts(datagrams: Sequence[bytes]) -> list[int]:
+    """Where to cut so that in each piece all but the last datagram have one size, as GSO demands."""
+    cuts = [0]
+    start = total = 0
+    for index, datagram in enumerate(datagrams):
+        size = len(datagram)
+        full = index - start == SEGMENTS_MAX or total + size > SEND_BYTES_MAX
+        if index > start and (
+            full or size > len(datagrams[start]) or len(datagrams[index - 1]) < len(datagrams[start])
+        ):
+            cuts.append(index)
+            start, total = index, 0
+        total += size
+    if datagrams:
+        cuts.append(len(datagrams))
+    return cuts
+
+
+def open_udp(host: str, port: int) -> UdpSocket:
+    """A socket bound to a local numeric address; port 0 takes a free one. Raises `PortInUse`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise PortInUse(f"cannot listen on UDP {host}:{port} for bulk data: {error.strerror}") from None
+    return UdpSocket(sock, connected=False)
+
+
+async def connect_udp(host: str, port: int) -> tuple[UdpSocket, Address]:
+    """A socket that talks to one peer, and the peer's numeric address. Raises `PeerUnreachable`."""
+    try:
+        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    except OSError as error:
+        raise PeerUnreachable(f"cannot resolve {host}: {error.strerror}") from None
+    family, _, _, _, target = found[0]
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.connect(target)
+    except OSError as error:
+        sock.close()
+        raise PeerUnreachable(f"no route to {host}:{port}: {error.strerror}") from None
+    return UdpSocket(sock, connected=True), (str(target[0]), int(target[1]))
