@@ -49,7 +49,7 @@ class Offer(Message, frozen=True):
     status: StatusRow
     price_micro: UInt
     reasons: Annotated[tuple[Reason, ...], msgspec.Meta(max_length=16)] = ()
-    rtt_us: int = -1
+    rtt_us: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)] = -1
 
 
 class Removal(Message, frozen=True):

@@ -73,7 +73,7 @@ class AcceleratorDemand(Document, frozen=True):
     count_milli: UInt = 1000
     memory_mib_min: UInt = 0
     precision: ShortText = ""
-    tflops_min: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    tflops_min: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
 
 
 class Resources(Document, frozen=True):
@@ -94,7 +94,7 @@ class Constraints(Document, frozen=True):
     cities: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()
     architectures: Annotated[tuple[Name, ...], msgspec.Meta(max_length=8)] = ()
     services: Annotated[tuple[Name, ...], msgspec.Meta(max_length=8)] = ()
-    rtt_ms_max: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    rtt_ms_max: Annotated[float, msgspec.Meta(gt=0, le=3_600_000)] | None = None
     price_micro_max: UInt | None = None
 
 
