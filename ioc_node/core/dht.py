@@ -9,10 +9,7 @@ us or proved its address in a handshake.
 `now` is seconds of any steady clock; seconds since 1970, which records carry, are `now + unix_offset`.
 """
 
-import heapq
 import itertools
-import math
-from collections.abc import Callable
 from typing import Final, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -45,6 +42,7 @@ from ioc_node.core.routing import FULL_TABLE_SERVERS_MAX, Contact, RoutingTable
 from ioc_node.core.session import Failed, Lost, Opened, Outbox, Received, Session
 from ioc_node.core.sessions import Sessions
 from ioc_node.core.storage import RECORDS_MAX, RECORDS_PER_PUBLISHER_MAX, HolderStore, RecordStore
+from ioc_node.core.timers import Timed, Timer, Timers
 from ioc_node.core.trust import Trust
 from ioc_node.core.upkeep import Upkeep
 from ioc_wire import dht as wire
@@ -52,8 +50,6 @@ from ioc_wire.errors import RateLimited, UnknownType, WireError
 from ioc_wire.signed import Signed
 
 OPERATIONS_MAX: Final = 4096
-
-Timed = Callable[[float, Outbox], None]
 
 
 class DhtMachine:
@@ -101,8 +97,7 @@ class DhtMachine:
         )
         self.operations: dict[int, Operation] = {}
         self._own_numbers = itertools.count(-1, -1)
-        self._timers: list[tuple[float, int, Timed]] = []
-        self._timer_numbers = itertools.count()
+        self._timers = Timers()
         self.upkeep.start(now)
 
     # -- the machine
@@ -126,8 +121,8 @@ class DhtMachine:
 
     def deadline(self) -> float:
         """When the next tick is due; `math.inf` when idle."""
-        own = self._timers[0][0] if self._timers else math.inf
-        return min(own, self.exchange.deadline())
+        own, exchange = self._timers.deadline(), self.exchange.deadline()
+        return own if own < exchange else exchange
 
     def unix(self, now: float) -> float:
         """Seconds since 1970."""
@@ -139,9 +134,9 @@ class DhtMachine:
         """A number for an operation of the machine itself."""
         return next(self._own_numbers)
 
-    def after(self, seconds: float, call: Timed, now: float) -> None:
+    def after(self, seconds: float, call: Timed, now: float) -> Timer:
         """Call back when this much time has passed."""
-        heapq.heappush(self._timers, (now + seconds, next(self._timer_numbers), call))
+        return self._timers.add(now + seconds, call)
 
     def begin(self, operation: Operation, now: float, out: Outbox) -> None:
         """Run an operation from here on."""
@@ -197,9 +192,8 @@ class DhtMachine:
 
     def _on_tick(self, now: float, out: Outbox) -> None:
         self.exchange.tick(now, out)
-        timers = self._timers
-        while timers and timers[0][0] <= now:
-            heapq.heappop(timers)[2](now, out)
+        for call in self._timers.due(now):
+            call(now, out)
 
     def _on_datagram(self, data: bytes, address: Address, now: float, out: Outbox) -> None:
         event = self.sessions.receive(data, address, now, out)

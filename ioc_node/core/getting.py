@@ -5,6 +5,7 @@ slow, the search widens to `PARALLELISM` servers at once. The first `answers` va
 of them is the result, and servers that answered with less are corrected in the background.
 """
 
+import math
 from typing import TYPE_CHECKING, Final
 
 from ioc_node.core.events import Fault, GetReport, GetStarted, HoldersReport, HoldersStarted
@@ -12,9 +13,11 @@ from ioc_node.core.operations import Search
 from ioc_node.core.putting import correct
 from ioc_node.core.routing import Contact
 from ioc_node.core.session import Outbox
+from ioc_node.core.timers import Timer
 from ioc_wire import dht as wire
 from ioc_wire import limits
 from ioc_wire.cid import cid_key
+from ioc_wire.codec import decode
 from ioc_wire.dht import AnyMessage, HolderRecord
 from ioc_wire.errors import BadIdentifier, ChainUnknown, NotFound, OlderVersion, WireError
 from ioc_wire.identity import base32
@@ -24,6 +27,8 @@ from ioc_wire.signed import Signed
 if TYPE_CHECKING:
     from ioc_node.core.dht import DhtMachine
 
+LIKELY: Final = 8
+"""How many of the nearest servers the quickest is chosen from."""
 HEDGE_SECONDS_MIN: Final = 0.03
 HEDGE_SECONDS_UNKNOWN: Final = 0.2
 CORRECTIONS_MAX: Final = 8
@@ -59,16 +64,19 @@ class GetOperation(Search):
         self.found: list[_Found] = []
         self.behind: list[Contact] = []
         self.chains_awaited = 0
+        self.first: Contact | None = None
+        self.hedge: Timer | None = None
 
     def start(self, now: float, out: Outbox) -> None:
         held = self.dht.store.get(self.target, self.dht.unix(now))
-        if held is not None and held.order[0] >= self.min_version:
-            try:
-                record, _ = self.dht.trust.check_record(held.signed, held.chain_hash, unix=self.dht.unix(now))
-            except WireError:
-                pass  # its chain was revoked or forgotten: ask the others
-            else:
-                self.found.append(_Found(self.dht.contact, 0, held.signed, record, held.chain_hash))
+        # It was verified when it was stored; since then its key or a key in its chain can have been revoked.
+        if (
+            held is not None
+            and held.order[0] >= self.min_version
+            and self.dht.trust.stands(held.signed, held.chain_hash)
+        ):
+            record = decode(held.signed.payload, ResourceRecord)
+            self.found.append(_Found(self.dht.contact, 0, held.signed, record, held.chain_hash))
         if len(self.found) >= self.answers:
             self.conclude(now, out)
             return
@@ -82,29 +90,43 @@ class GetOperation(Search):
 
     def _ask_quickest(self, now: float, out: Outbox) -> None:
         round_trip = self.dht.exchange.round_trip
-        likely = self.dht.table.nearest(int.from_bytes(self.target, "big"), limits.REPLICATION)
-        if not likely:
+        best, seconds = None, math.inf
+        for peer in self.dht.table.nearest(int.from_bytes(self.target, "big"), LIKELY):
+            measured = round_trip(peer.node_id)
+            if measured is None:
+                measured = HEDGE_SECONDS_UNKNOWN
+            if measured < seconds:
+                best, seconds = peer.contact, measured
+        if best is None:
             self.advance(now, out)
             return
-        times = [(round_trip(peer.node_id) or HEDGE_SECONDS_UNKNOWN, peer.number) for peer in likely]
-        best = min(range(len(times)), key=times.__getitem__)
-        contact = likely[best].contact
-        self.lookup.ask_first(contact)
-        self.ask(contact, self.request, self.on_answer, now, out)
-        self.dht.after(max(HEDGE_SECONDS_MIN, 4 * times[best][0]), self.widen, now)
+        self.first = best
+        self.ask(best, self.request, self.on_first, now, out)
+        self.hedge = self.dht.after(max(HEDGE_SECONDS_MIN, 4 * seconds), self.widen, now)
+
+    def on_first(self, contact: Contact, answer: AnyMessage | Fault, now: float, out: Outbox) -> None:
+        """The quickest answered: mostly that is all. Otherwise its answer is the first of a wide search."""
+        if self.ended:
+            return
+        if isinstance(answer, wire.Value) and answer.record is not None:
+            self.check(contact, answer.record, answer.chain_hash, now, out, may_fetch=True)
+            self.widen(now, out)
+        else:
+            self._begin_lookup()
+            self.on_answer(contact, answer, now, out)
+
+    def _begin_lookup(self) -> None:
+        if self.first is not None:
+            self.lookup.ask_first(self.first)
+            self.first = None
+        self.lookup.width = limits.PARALLELISM
+        self.nodes_max = limits.REPLICATION
 
     def widen(self, now: float, out: Outbox) -> None:
         """Ask more servers at once, and let them point to others."""
-        if not self.ended:
-            self.lookup.width = limits.PARALLELISM
-            self.nodes_max = limits.REPLICATION
+        if not self.ended and not self.chains_awaited:
+            self._begin_lookup()
             self.advance(now, out)
-
-    def on_answer(self, contact: Contact, answer: AnyMessage | Fault, now: float, out: Outbox) -> None:
-        if not self.ended and not (isinstance(answer, wire.Value) and answer.record is not None):
-            self.lookup.width = limits.PARALLELISM
-            self.nodes_max = limits.REPLICATION
-        super().on_answer(contact, answer, now, out)
 
     def take(self, contact: Contact, answer: AnyMessage, now: float, out: Outbox) -> None:
         if not isinstance(answer, wire.Value):
@@ -141,7 +163,9 @@ class GetOperation(Search):
         except WireError as error:
             self._reject(contact, error)
         else:
-            found = _Found(contact, self.lookup.hop(contact.node_id), signed, record, chain_hash)
+            found = _Found(
+                contact, 1 if self.first else self.lookup.hop(contact.node_id), signed, record, chain_hash
+            )
             self.found.append(found)
             if len(self.found) >= self.answers and not self.ended:
                 self.conclude(now, out)
@@ -149,9 +173,8 @@ class GetOperation(Search):
     def _reject(self, contact: Contact, error: WireError) -> None:
         last = self.trace.hops[-1]
         self.trace.hops[-1] = last._replace(outcome=f"rejected: {error}")
+        self._begin_lookup()
         self.lookup.failed(contact.node_id)
-        self.lookup.width = limits.PARALLELISM
-        self.nodes_max = limits.REPLICATION
         self.dht.rejected += 1
 
     def _fetch_chain(
@@ -188,8 +211,9 @@ class GetOperation(Search):
     def conclude(self, now: float, out: Outbox) -> None:
         """The newest record found is the result; bring servers that had less up to date."""
         best = max(self.found, key=lambda found: found.record.order)
-        self.lookup.stop()
-        self.trace.ending = self.lookup.ending
+        self.trace.ending = "stopped"
+        if self.hedge is not None:
+            self.hedge.cancel()
         chain = self.dht.trust.chain(best.chain_hash) if best.chain_hash is not None else ()
         older = [found.contact for found in self.found if found.record.order < best.record.order]
         for contact in (self.behind + older)[:CORRECTIONS_MAX]:

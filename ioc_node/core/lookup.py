@@ -92,7 +92,8 @@ class Lookup:
         return asked
 
     def ask_first(self, contact: Contact) -> None:
-        """The owner asks this one out of turn."""
+        """The owner asked this one out of turn."""
+        self._hear(contact, 1)
         entry = self._entries[contact.node_id]
         if entry.state is State.HEARD:
             entry.state = State.WAITING

@@ -5,6 +5,7 @@ or a fault. It is bounded in time because each of its requests is (`exchange`), 
 """
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ioc_node.core.events import Fault, FindReport, Hop, JoinReport, OperationEnded, PingReport, Report, Trace
@@ -83,9 +84,14 @@ class Search(Operation):
     ) -> None:
         super().__init__(dht, number, now)
         self.target = target
-        point = int.from_bytes(target, "big")
-        seeds = [peer.contact for peer in dht.table.nearest(point, limits.REPLICATION)]
-        self.lookup = Lookup(point, seeds, own_id=dht.node_id, width=width)
+        self.width = width
+
+    @cached_property
+    def lookup(self) -> Lookup:
+        """The search itself; not begun before it is needed."""
+        point = int.from_bytes(self.target, "big")
+        seeds = [peer.contact for peer in self.dht.table.nearest(point, limits.REPLICATION)]
+        return Lookup(point, seeds, own_id=self.dht.node_id, width=self.width)
 
     def start(self, now: float, out: Outbox) -> None:
         self.advance(now, out)

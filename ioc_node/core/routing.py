@@ -38,17 +38,14 @@ class Contact(NamedTuple):
 class Peer:
     """A verified server. `heard` is when it last answered, `since` when it entered."""
 
-    __slots__ = ("address", "heard", "node_id", "number", "packed", "since")
+    __slots__ = ("contact", "heard", "node_id", "number", "packed", "since")
 
     def __init__(self, contact: Contact, now: float) -> None:
-        self.node_id, self.address = contact
+        self.contact = contact
+        self.node_id = contact.node_id
         self.number = int.from_bytes(contact.node_id, "big")
         self.packed = pack_contact(contact)
         self.heard = self.since = now
-
-    @property
-    def contact(self) -> Contact:
-        return Contact(self.node_id, self.address)
 
 
 class RoutingTable:
@@ -82,8 +79,8 @@ class RoutingTable:
         known = self._peers.get(number)
         if known is not None:
             known.heard = now
-            if known.address != contact.address:
-                known.address = contact.address
+            if known.contact != contact:
+                known.contact = contact
                 known.packed = pack_contact(contact)
             return True
         if number == self._own:
@@ -149,10 +146,10 @@ class RoutingTable:
         bucket = self._bucket(peer.number)
         if not self.full and len(self._members(bucket)) >= limits.REPLICATION:
             return False
-        group = address_group(peer.address[0]) if self._capped else None
+        group = address_group(peer.contact.address[0]) if self._capped else None
         if group is None:
             return True
-        same = [p for p in self._peers.values() if address_group(p.address[0]) == group]
+        same = [p for p in self._peers.values() if address_group(p.contact.address[0]) == group]
         near = sum(self._bucket(p.number) == bucket for p in same)
         return len(same) < GROUP_TABLE_MAX and near < GROUP_BUCKET_MAX
 

@@ -84,6 +84,10 @@ class Trust:
             raise RoleNotGranted(f"server (the chain grants {', '.join(grant.roles)})")
         return grant
 
+    def stands(self, signed: Signed, chain_name: bytes | None) -> bool:
+        """Whether nothing was revoked, or forgotten, that a verified record rests on."""
+        return signed.key not in self.revoked and (chain_name is None or chain_name in self._known)
+
     def check_record(
         self, signed: Signed, chain_name: bytes | None, *, unix: float
     ) -> tuple[ResourceRecord, Cid]:

@@ -129,7 +129,9 @@ class Upkeep:
             if now - peer.heard > LIVENESS_SECONDS:
                 pings += 1
                 peer.heard = now - LIVENESS_SECONDS + ROUND_SECONDS * TRY_ROUNDS
-                dht.begin(PingOperation(dht, dht.own_number(), now, peer.address, peer.node_id), now, out)
+                dht.begin(
+                    PingOperation(dht, dht.own_number(), now, peer.contact.address, peer.node_id), now, out
+                )
 
 
 TRY_ROUNDS: Final = 6

@@ -37,8 +37,8 @@ class Driver(Generic[_E, _F]):
         self._machine = machine
         self._socket = sock
         self._perform = perform
-        self._sleeps_until = float("-inf")
-        self._earlier = trio.Event()
+        self._deadline = machine.deadline()
+        self._nap = trio.CancelScope()
 
     def feed(self, event: _E | DatagramReceived | Tick) -> None:
         """Give the machine an event and carry out what follows from it."""
@@ -47,8 +47,10 @@ class Driver(Generic[_E, _F]):
                 self._socket.send_nowait(effect.data, effect.address)
             else:
                 self._perform(effect)
-        if self._machine.deadline() < self._sleeps_until:
-            self._earlier.set()
+        deadline = self._machine.deadline()
+        if deadline != self._deadline:
+            # Moving the deadline of the sleeping task costs much less than waking it to sleep again.
+            self._deadline = self._nap.deadline = deadline
 
     async def run(self) -> None:
         """Serve the socket and the timer until cancelled."""
@@ -63,12 +65,10 @@ class Driver(Generic[_E, _F]):
 
     async def _tick(self) -> None:
         while True:
-            self._earlier = trio.Event()
-            self._sleeps_until = self._machine.deadline()
-            with trio.move_on_at(self._sleeps_until):
-                await self._earlier.wait()
+            self._deadline = self._machine.deadline()
+            with trio.CancelScope(deadline=self._deadline) as self._nap:
+                await trio.sleep_forever()
             if self._machine.deadline() <= trio.current_time():
-                self._sleeps_until = float("-inf")
                 self.feed(Tick())
 
 

@@ -91,6 +91,7 @@ def prefix_covers(outer: str, inner: str) -> bool:
     return outer in ("", inner) or inner.startswith(outer + ".")
 
 
+@functools.lru_cache(maxsize=4096)
 def self_certified_prefix(public_key: bytes) -> str:
     """The prefix that a key owns without any authority: `p2p.n0.k<base32 SHA-256(public key)>`."""
     return "p2p.n0.k" + base32(hashlib.sha256(public_key).digest())
