@@ -73,6 +73,8 @@ def report(bench: str, rows: Sequence[Row], *, as_json: bool, notes: Sequence[st
     """Print the table, the notes, and as the very last line the JSON object where `as_json` asks for it."""
     about = machine()
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
     table = Table(title=f"bench.{bench} on {about['cores']} cores, {about['cpu']}", title_justify="left")
     for column in ("figure", "ours", "peer", "ours/peer", "unit", "better", "runs", "peer is"):
         table.add_column(
