@@ -202,7 +202,8 @@ class Sessions:
     def _on_message(self, data: bytes, address: Address, now: float, out: Outbox) -> Received | None:
         session = self._sessions.get(data[1:9])
         if session is None or session.address != address or now > session.expires:
-            self._refuse(data, wire.CODE_NO_SESSION, address, now, out)
+            if data[1:9] not in self._attempts:  # there its ACCEPT may still be on the way
+                self._refuse(data, wire.CODE_NO_SESSION, address, now, out)
             return None
         counter = int.from_bytes(data[9:21], "big")
         if not session.is_fresh(counter):
