@@ -88,6 +88,7 @@ class Ending(StrEnum):
     OUT_OF_FUEL = "out_of_fuel"
     OUT_OF_MEMORY = "out_of_memory"
     OUT_OF_DISK = "out_of_disk"
+    OUT_OF_PROCESSES = "out_of_processes"
     WALL_TIME = "wall_time"
 
 
