@@ -6,7 +6,7 @@ A message added tomorrow is tested tomorrow: nothing here lists one by name.
 import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from hypothesis import strategies as st
@@ -156,7 +156,10 @@ def unions() -> dict[str, tuple[Callable[[bytes], Any], tuple[type[msgspec.Struc
     }
 
 
-def refused_or(decoder: Callable[[bytes], Any], data: bytes) -> Any:
+_T = TypeVar("_T")
+
+
+def refused_or(decoder: Callable[[_T], Any], data: _T) -> Any:
     """What `decoder` makes of `data`, or the `WireError` it refuses it with. Anything else propagates."""
     try:
         return decoder(data)

@@ -43,8 +43,25 @@ def signed_bytes(domain: str, kind: str, payload: bytes) -> bytes:
     return bytes((len(d),)) + d + bytes((len(k),)) + k + payload
 
 
+_SMALL_ORDER: Final = frozenset(
+    bytes.fromhex(y)
+    for y in (
+        "00" * 32,
+        "01" + "00" * 31,
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ec" + "ff" * 30 + "7f",
+        "ed" + "ff" * 30 + "7f",
+        "ee" + "ff" * 30 + "7f",
+    )
+)
+"""All encodings, sign bit cleared, of points of order 1, 2, 4 or 8: for such a "key" anybody can sign anything."""
+
+
 @functools.lru_cache(maxsize=4096)
 def _public_key(key: bytes) -> Ed25519PublicKey:
+    if key[:31] + bytes((key[31] & 0x7F,)) in _SMALL_ORDER:
+        raise ValueError("a point of small order")
     return Ed25519PublicKey.from_public_bytes(key)
 
 
@@ -82,5 +99,5 @@ def verify_bytes(key: bytes, signature: bytes, data: bytes, what: str) -> None:
     """Check a bare Ed25519 signature; raises `BadSignature` naming `what`."""
     try:
         _public_key(key).verify(signature, data)
-    except (InvalidSignature, ValueError):
+    except (InvalidSignature, IndexError, ValueError):
         raise BadSignature(what) from None
