@@ -1,0 +1,403 @@
+"""The links of a node: one TCP port, TLS 1.3 and WebSocket, both keys proved, one link per peer.
+
+Two nodes may dial each other at the same moment. Both then keep the connection that the node with the smaller key
+dialed. The other one is retired, not cut: it takes no new requests from the table, and goes when it is idle.
+"""
+
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ioc_bootstrap.network import Network
+from ioc_node.errors import NodeError, PeerUnreachable, UsageError
+from ioc_node.runtime.link_flow import ByteBudget
+from ioc_node.runtime.link_handlers import Handlers, contained
+from ioc_node.runtime.link_handshake import (
+    LocalIdentity,
+    RefusedByPeer,
+    accept_peer,
+    prove_key,
+    read_server_hello,
+    refuse,
+)
+from ioc_node.runtime.link_keep import KeptLink
+from ioc_node.runtime.link_mux import Link, LinkSettings, PeerIdentity
+from ioc_node.runtime.link_sockets import accept_tls, dial_tls, open_listener, remote_host
+from ioc_node.runtime.link_transport import TransportBroken, WebSocketTransport, run_websocket
+from ioc_node.runtime.tls import certificate_key, client_context, server_context
+from ioc_wire.authority import Role
+from ioc_wire.codec import encode
+from ioc_wire.errors import Busy, Closing, WireError
+from ioc_wire.links import BodyCodec, Listen, Welcome
+from ioc_wire.signed import Signed
+
+if TYPE_CHECKING:
+    from trio import TaskStatus  # type: ignore[attr-defined]
+
+log = structlog.get_logger()
+
+RETIRE_SECONDS: Final = 5.0
+"""A duplicate link goes when it was without streams for so long."""
+REFUSALS_LOGGED_PER_S: Final = 10
+KEPT_MAX: Final = 256
+
+LinkEvent = Callable[[Link], None]
+
+
+class LinkEndpoint:
+    """All links of this node. Made by `open_links`."""
+
+    def __init__(
+        self,
+        local: LocalIdentity,
+        codec: BodyCodec,
+        handlers: Handlers,
+        settings: LinkSettings,
+        nursery: trio.Nursery,
+        rng: random.Random,
+    ) -> None:
+        self.local = local
+        self.links: dict[bytes, Link] = {}
+        """The link to use for each peer, by its public key."""
+        self.port = 0
+        self.refused = 0
+        """Connections that were turned away, for any reason."""
+        self._codec = codec
+        self._handlers = handlers
+        self._settings = settings
+        self._nursery = nursery
+        self._rng = rng
+        self._budget = ByteBudget(settings.bytes_max)
+        self._server_tls = server_context(local.key)
+        self._client_tls = client_context()
+        self._half_open: dict[trio.CancelScope, None] = {}
+        self._running: set[Link] = set()
+        self._dialing: dict[bytes | tuple[str, int], trio.Lock] = {}
+        self._dialed: dict[tuple[str, int], Link] = {}
+        self._kept: dict[tuple[str, int], KeptLink] = {}
+        self._up: list[LinkEvent] = []
+        self._down: list[LinkEvent] = []
+        self._refusals_logged = (0.0, 0)
+        self._stopping = False
+        self._accepting = trio.CancelScope()
+
+    # -- what users of links call
+
+    def link(self, key: bytes) -> Link | None:
+        """The link to a peer's key, if there is one now."""
+        return self.links.get(key)
+
+    def on_link_up(self, tell: LinkEvent) -> None:
+        """Have `tell(link)` called, synchronously, whenever a peer gets its link (or another one in its place)."""
+        self._up.append(tell)
+
+    def on_link_down(self, tell: LinkEvent) -> None:
+        """Have `tell(link)` called, synchronously, whenever a peer is without a link that it had."""
+        self._down.append(tell)
+
+    async def connect(self, address: tuple[str, int], expected_key: bytes | None = None) -> Link:
+        """The link to the peer at `address`, dialed unless there is one already.
+
+        Without `expected_key` whoever answers there, in this network, is the peer. Raises `PeerUnreachable`, or
+        the `WireError` for which either side refused (`WrongPeer`, `UnknownNetwork`, `BrokenChain`, ...).
+        """
+        target = (address[0], address[1])
+        if (link := self._existing(target, expected_key)) is not None:
+            return link
+        async with self._dial_lock(target):
+            if (link := self._existing(target, expected_key)) is not None:
+                return link
+            if self._stopping:
+                raise PeerUnreachable("this node is stopping")
+            link = await self._nursery.start(self._run_dialed, target, expected_key)
+        assert isinstance(link, Link)
+        return link
+
+    def keep(self, address: tuple[str, int], expected_key: bytes | None = None) -> KeptLink:
+        """Hold a link to `address` from now on, dialing again whenever it is gone. `forget()` ends that."""
+        target = (address[0], address[1])
+        if (kept := self._kept.get(target)) is not None:
+            return kept
+        if len(self._kept) >= KEPT_MAX:
+            raise UsageError(f"{KEPT_MAX} links are kept already")
+        kept = KeptLink(target, expected_key, self._rng, lambda: self._kept.pop(target, None))
+        self._kept[target] = kept
+        self._nursery.start_soon(kept.run, self.connect)
+        return kept
+
+    # -- dialing
+
+    def _existing(self, target: tuple[str, int], expected_key: bytes | None) -> Link | None:
+        if expected_key is not None:
+            return self.links.get(expected_key)
+        link = self._dialed.get(target)
+        return self.links.get(link.peer.key) if link is not None and not link.closed.is_set() else None
+
+    @asynccontextmanager
+    async def _dial_lock(self, name: bytes | tuple[str, int]) -> AsyncIterator[None]:
+        lock = self._dialing.setdefault(name, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if lock.statistics().tasks_waiting == 0 and not lock.locked():
+                self._dialing.pop(name, None)
+
+    async def _run_dialed(
+        self,
+        target: tuple[str, int],
+        expected_key: bytes | None,
+        task_status: "TaskStatus[Link]",
+    ) -> None:
+        started = False
+
+        def start(link: Link) -> None:
+            nonlocal started
+            started = True
+            task_status.started(link)
+
+        try:
+            await self._dial(target, expected_key, start)
+        except RefusedByPeer as error:
+            self._log_refused("by_peer", f"{target[0]}:{target[1]}", error.error)
+            raise error.error from None
+        except WireError as error:
+            self._log_refused("here", f"{target[0]}:{target[1]}", error)
+            raise
+        except TransportBroken as error:
+            if not started:  # afterwards the link itself says why it broke
+                raise PeerUnreachable(f"no link to {target[0]}:{target[1]}: {error}") from None
+
+    async def _dial(
+        self, target: tuple[str, int], expected_key: bytes | None, start: Callable[[Link], None]
+    ) -> None:
+        deadline = trio.CancelScope(deadline=trio.current_time() + self._settings.dial_seconds)
+        with deadline:
+            stream = await dial_tls(target, self._client_tls)
+
+            async def use(transport: WebSocketTransport) -> None:
+                channel_key = certificate_key(stream)
+                peer, nonce = await read_server_hello(
+                    transport,
+                    self.local,
+                    channel_key=channel_key,
+                    expected_key=expected_key,
+                    address=target,
+                )
+                async with self._dial_lock(peer.key):
+                    if (existing := self.links.get(peer.key)) is not None:
+                        await refuse(transport, Busy("there is a link already"))
+                        self._dialed[target] = existing
+                        return start(existing)
+                    await prove_key(transport, self.local, peer, nonce)
+                    link = self._make(transport, peer, dialed=True)
+                    self._dialed[target] = link
+                    self._enter(link)
+                deadline.deadline = float("inf")
+                start(self.links.get(peer.key, link))
+                return await self._run(link)
+
+            await run_websocket(stream, target[0], use)
+        if deadline.cancelled_caught:
+            raise PeerUnreachable(
+                f"no link to {target[0]}:{target[1]}: no answer within {self._settings.dial_seconds:.0f} s"
+            )
+
+    # -- accepting
+
+    async def serve(self, listener: trio.SocketListener) -> None:
+        """Accept connections until `close`."""
+        async with listener:
+            with self._accepting:
+                await trio.serve_listeners(self._accept, [listener], handler_nursery=self._nursery)
+
+    async def _accept(self, stream: trio.SocketStream) -> None:
+        scope = trio.CancelScope(deadline=trio.current_time() + self._settings.handshake_seconds)
+        if len(self._half_open) >= self._settings.half_open_max:
+            # The oldest goes: a flood that stays silent cannot keep out those who speak at once.
+            oldest = next(iter(self._half_open))
+            del self._half_open[oldest]
+            oldest.cancel()
+        self._half_open[scope] = None
+        host = remote_host(stream)
+        try:
+            with scope:
+                await self._take_in(stream, host, scope)
+            if scope.cancelled_caught:
+                self._log_refused("here", host, "it did not finish the handshake in time")
+        except RefusedByPeer as error:
+            self._log_refused("by_peer", host, error.error)
+        except (WireError, TransportBroken) as error:
+            self._log_refused("here", host, error)
+        finally:
+            self._half_open.pop(scope, None)
+            await trio.aclose_forcefully(stream)
+
+    async def _take_in(self, stream: trio.SocketStream, host: str, scope: trio.CancelScope) -> None:
+        tls = await accept_tls(stream, self._server_tls)
+
+        async def use(transport: WebSocketTransport) -> None:
+            if len(self._running) >= self._settings.links_max:
+                return await refuse(transport, Busy(f"{self._settings.links_max} links are open"))
+            if self._stopping:
+                return await refuse(transport, Closing())
+            peer = await accept_peer(transport, self.local, host)
+            link = self._make(transport, peer, dialed=False)
+            # In the table before the peer hears so: it may send, and be sent, requests from then on.
+            self._enter(link)
+            try:
+                await transport.send(encode(Welcome()))
+            except TransportBroken as error:
+                link.close_nowait(str(error))
+            scope.deadline = float("inf")
+            self._half_open.pop(scope, None)
+            return await self._run(link)
+
+        await run_websocket(tls, None, use)
+
+    # -- the table
+
+    def _make(self, transport: WebSocketTransport, peer: PeerIdentity, *, dialed: bool) -> Link:
+        return Link(
+            transport,
+            peer,
+            codec=self._codec,
+            handlers=self._handlers,
+            settings=self._settings,
+            budget=self._budget,
+            dialed=dialed,
+        )
+
+    async def _run(self, link: Link) -> None:
+        try:
+            await link.run()
+        finally:
+            self._remove(link)
+
+    def _enter(self, link: Link) -> None:
+        self._running.add(link)
+        key = link.peer.key
+        old = self.links.get(key)
+        if old is not None and not self._replaces(link, old):
+            self._nursery.start_soon(_retire, link)
+            return
+        self.links[key] = link
+        if old is not None:
+            self._nursery.start_soon(_retire, old)
+        log.debug("link_up", peer=link.peer.name, dialed=link.dialed)
+        self._tell(self._up, link)
+
+    def _replaces(self, new: Link, old: Link) -> bool:
+        if old.closed.is_set() or new.dialed == old.dialed:
+            return True  # a peer dials again only if it lost the link before
+        if new.opened_at - old.opened_at > self._settings.dial_seconds:
+            return True  # not a simultaneous dial: the peer no longer has the old one
+        smaller_is_here = self.local.public_key < new.peer.key
+        return new.dialed == smaller_is_here
+
+    def _remove(self, link: Link) -> None:
+        self._running.discard(link)
+        for target in [target for target, dialed in self._dialed.items() if dialed is link]:
+            del self._dialed[target]
+        if self.links.get(link.peer.key) is not link:
+            return
+        del self.links[link.peer.key]
+        log.debug("link_down", peer=link.peer.name, reason=link.close_reason)
+        self._tell(self._down, link)
+
+    def _tell(self, listeners: list[LinkEvent], link: Link) -> None:
+        for tell in listeners:
+            with contained("link event", link.peer.name):
+                tell(link)
+
+    def _log_refused(self, where: str, peer: str, error: object) -> None:
+        self.refused += 1
+        second, count = self._refusals_logged
+        now = trio.current_time()
+        if now - second >= 1:
+            second, count = now, 0
+        self._refusals_logged = (second, count + 1)
+        if count < REFUSALS_LOGGED_PER_S:
+            log.info("link_refused", refused=where, peer=peer, error=str(error), total=self.refused)
+
+    async def close(self) -> None:
+        """Say goodbye on every link; at most `close_seconds` for all together."""
+        self._stopping = True
+        self._accepting.cancel()
+        for kept in list(self._kept.values()):
+            kept.forget()
+        for link in list(self._running):
+            link.close_nowait("this node is stopping")
+        with trio.move_on_after(self._settings.close_seconds):
+            for link in list(self._running):
+                await link.closed.wait()
+
+
+@asynccontextmanager
+async def open_links(
+    key: Ed25519PrivateKey,
+    network: Network,
+    *,
+    host: str,
+    port: int,
+    codec: BodyCodec,
+    handlers: Handlers,
+    roles: tuple[Role, ...] = (),
+    chain: tuple[Signed, ...] = (),
+    advertise: tuple[str, int] | None = None,
+    outbound_only: bool = False,
+    revoked: Collection[bytes] = frozenset(),
+    settings: LinkSettings | None = None,
+    rng: random.Random | None = None,
+    clock: Callable[[], float] = time.time,
+) -> AsyncIterator[LinkEndpoint]:
+    """Take links on `host:port` (0 picks a port) and dial others, until the block ends.
+
+    Peers are told `advertise` as this node's address, else its port on the address they see; nothing when it is
+    `outbound_only`, and then nothing is listened on. `clock` is seconds since 1970, for delegations only. Raises
+    `PortInUse`.
+    """
+    listener = None if outbound_only else await open_listener(host, port)
+    bound = listener.socket.getsockname()[1] if listener else 0
+    listen = Listen(*(advertise or ("", bound))) if listener else None
+    local = LocalIdentity(
+        key=key, network=network, roles=roles, chain=chain, listen=listen, revoked=revoked, clock=clock
+    )
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        chance = rng or random.Random()  # noqa: S311 - jitter of back-off, not a secret
+        endpoint = LinkEndpoint(local, codec, handlers, settings or LinkSettings(), nursery, chance)
+        endpoint.port = bound
+        if listener is not None:
+            nursery.start_soon(endpoint.serve, listener)
+        try:
+            yield endpoint
+        except (NodeError, WireError) as error:
+            failure = error  # raised below: the nursery would wrap it in a group
+        finally:
+            with trio.CancelScope(shield=True):
+                await endpoint.close()
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _retire(link: Link) -> None:
+    idle_since = trio.current_time()
+    while not link.closed.is_set():
+        with trio.move_on_after(RETIRE_SECONDS / 5):
+            await link.closed.wait()
+        now = trio.current_time()
+        if link.streams:
+            idle_since = now
+        elif now - idle_since >= RETIRE_SECONDS:
+            link.close_nowait("another link to this peer is used")
+
+
+__all__ = ["Handlers", "Link", "LinkEndpoint", "LinkSettings", "PeerIdentity", "open_links"]
