@@ -27,7 +27,7 @@ Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
 
 METRES_PER_DEGREE: Final = 111_320.0
-EXAGGERATION: Final = 2.0
+EXAGGERATION: Final = 1.8
 REFINEMENT: Final = 2
 RAMP: Final = (
     (0.0, (72, 122, 92)),
@@ -40,7 +40,7 @@ RAMP: Final = (
     (1.0, (252, 250, 248)),
 )
 """Colours (red, green, blue) of heights from the lowest, 0, to the highest, 1."""
-_LIGHTS: Final = ((315.0, 38.0, 0.62), (270.0, 30.0, 0.16), (0.0, 30.0, 0.12), (0.0, 90.0, 0.20))
+_LIGHTS: Final = ((315.0, 38.0, 0.56), (270.0, 30.0, 0.16), (0.0, 30.0, 0.12), (0.0, 90.0, 0.26))
 """Compass bearing and height above the horizon in degrees, and weight: the sun in the north-west, and soft sky."""
 
 
