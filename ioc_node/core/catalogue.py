@@ -1,0 +1,294 @@
+"""All providers' catalogues as a core node holds them, and the decisions of synchronising them.
+
+For each provider: a newer head makes it *lagging*, until entries are fetched whose Merkle root is the one that the
+head signs. Two verified heads with one `seq` are a fork: the provider is quarantined (nothing of it is offered) until
+both heads have expired, and the two heads are passed on as the proof. Two catalogues that hold the same heads have the
+same digest, whatever order the heads came in.
+
+Nothing here reads a clock: `unix` is seconds since 1970. Refusals are raised as wire errors and change nothing.
+"""
+
+import enum
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ioc_node.core.replica import FORKED, Applied, HeldStatus, Refused, Replica, Seen, head_hash
+from ioc_node.core.trust import Trust
+from ioc_wire import limits
+from ioc_wire.authority import Grant
+from ioc_wire.errors import (
+    BrokenChain,
+    Forked,
+    Malformed,
+    NotFound,
+    OverQuota,
+    Revoked,
+    RoleNotGranted,
+    TooLarge,
+    WireError,
+    WrongRoot,
+)
+from ioc_wire.gossip import HeadNews, HeadRow
+from ioc_wire.records import Head, StatusBatch, check_period, decode_entry
+from ioc_wire.signed import Signed, verify
+
+EMPTY_DIGEST: Final = hashlib.sha256(b"").digest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogueBounds:
+    """How much a catalogue takes in. An entry costs about 1 KiB here and as much again in the query's columns."""
+
+    providers_max: int = limits.PROVIDERS_MAX
+    slots_max: int = 65536
+    """Of one provider."""
+    entries_max: int = 2_000_000
+    """Of all providers together."""
+
+
+class Standing(enum.Enum):
+    """What a head turned out to be."""
+
+    KNOWN = "known"
+    """Not newer than what is known, or of a provider in quarantine."""
+    LAGGING = "lagging"
+    """Newer: entries have to be fetched."""
+    HELD = "held"
+    """Newer, and it commits to the very entries that are held: nothing to fetch."""
+    FORKED = "forked"
+    """The second head for one seq: the provider is in quarantine from now on."""
+
+
+class Catalogue:
+    """Single owner: the gossip machine."""
+
+    def __init__(self, trust: Trust, *, bounds: CatalogueBounds | None = None) -> None:
+        self._trust = trust
+        self.bounds = bounds or CatalogueBounds()
+        self._replicas: dict[bytes, Replica] = {}
+        self._entries = 0
+        self._digest: bytes | None = EMPTY_DIGEST
+
+    # -- reading
+
+    def replica(self, provider: bytes) -> Replica | None:
+        return self._replicas.get(provider)
+
+    def providers(self) -> list[bytes]:
+        """Every provider of which something is known, in order of key."""
+        return sorted(self._replicas)
+
+    @property
+    def records(self) -> int:
+        """Living identifiers of all providers."""
+        return sum(replica.living for replica in self._replicas.values())
+
+    def vector(self) -> tuple[HeadRow, ...]:
+        """The heads that are held, in order of provider."""
+        rows = (self._replicas[provider].row() for provider in sorted(self._replicas))
+        return tuple(row for row in rows if row is not None)
+
+    def digest(self) -> bytes:
+        """SHA-256 over provider, seq and head hash of the vector: equal where the same heads are held, 32 bytes."""
+        if self._digest is None:
+            total = hashlib.sha256()
+            for row in self.vector():
+                seq = 0 if row.head == FORKED else row.seq
+                total.update(row.provider + seq.to_bytes(8, "big") + row.head)
+            self._digest = total.digest()
+        return self._digest
+
+    def record(self, provider: bytes, slot: int) -> Signed | None:
+        """The signed record in a slot, if it is alive."""
+        replica = self._replicas.get(provider)
+        if replica is None or not replica.is_alive(slot):
+            return None
+        return decode_entry(replica.entries[slot]).record
+
+    def find(self, cid: str) -> Signed | None:
+        """The signed record of an identifier; the one of the smallest provider key where several claim it."""
+        for provider in sorted(self._replicas):
+            slot = self._replicas[provider].slot_of(cid)
+            if slot is not None:
+                return self.record(provider, slot)
+        return None
+
+    # -- heads
+
+    def consider(self, news: HeadNews, *, unix: float) -> Standing:
+        """Verify a head and remember it if it is newer. Raises why it is refused."""
+        provider = news.head.key
+        name = head_hash(news.head)
+        replica = self._replicas.get(provider)
+        if replica is not None and (replica.fork is not None or self._is_known(replica, news.head, name)):
+            return Standing.KNOWN
+        head, grant = self._check(news, unix)
+        if replica is None:
+            if len(self._replicas) >= self.bounds.providers_max:
+                raise OverQuota(f"{self.bounds.providers_max} providers are known here")
+            replica = self._replicas[provider] = Replica(provider)
+        seen = Seen(news, head, name)
+        for other in (replica.announced, replica.held):
+            if other is not None and other.head.seq == head.seq and other.hash != name:
+                self._quarantine(replica, other, seen)
+                return Standing.FORKED
+        if head.seq <= replica.seq:
+            return Standing.KNOWN
+        replica.announced, replica.grant = seen, grant
+        if replica.accept_same_root():
+            self._digest = None
+            return Standing.HELD
+        return Standing.LAGGING
+
+    def _is_known(self, replica: Replica, signed: Signed, name: bytes) -> bool:
+        return any(seen is not None and seen.hash == name for seen in (replica.announced, replica.held))
+
+    def _check(self, news: HeadNews, unix: float) -> tuple[Head, Grant | None]:
+        key = news.head.key
+        if key in self._trust.revoked:
+            raise Revoked("the provider's key")
+        head = verify(news.head, Head)
+        check_period(head.issued, head.expires, limits.HEAD_SECONDS_MAX, unix, f"head {head.seq}")
+        if head.slots > self.bounds.slots_max:
+            raise TooLarge(
+                f"catalogue of {head.slots} entries, {self.bounds.slots_max} are taken from one provider"
+            )
+        if news.contact is not None and news.contact.key != key:
+            raise Malformed("a head's contact names another key than the head's")
+        if not news.chain:
+            if self._trust.certified:
+                raise BrokenChain("this network is certified and the provider showed no chain")
+            return head, None
+        _, grant = self._trust.learn(news.chain, unix=unix)
+        if grant.subject != key:
+            raise BrokenChain("the chain was given to another key than the provider's")
+        if "provider" not in grant.roles:
+            raise RoleNotGranted(f"provider (the chain grants {', '.join(grant.roles)})")
+        return head, grant
+
+    def _quarantine(self, replica: Replica, first: Seen, second: Seen) -> None:
+        self._forget_entries(replica)
+        replica.fork = (first, second)
+
+    # -- entries
+
+    def apply(self, provider: bytes, head: Signed, entries: Sequence[bytes], *, unix: float) -> Applied:
+        """Take in entries that lead to `head`, all of them or those that changed after the head held.
+
+        Raises `WrongRoot` (fetch that provider whole), `Forked`, `OverQuota`, or what is wrong with head or entry.
+        """
+        replica = self._replicas.get(provider)
+        if replica is None or replica.announced is None or head.key != provider:
+            raise NotFound("entries of a provider whose head was never seen")
+        announced = replica.announced
+        if head_hash(head) != announced.hash:
+            self.consider(HeadNews(head, announced.news.chain, announced.news.contact), unix=unix)
+        if replica.fork is not None:
+            raise Forked(f"head {replica.seq}")
+        target = replica.announced
+        if head_hash(head) != target.hash:
+            target = self._older_target(replica, head, unix)
+        if target.head.seq <= replica.held_seq:
+            return Applied()
+        if self._entries - len(replica.entries) + target.head.slots > self.bounds.entries_max:
+            raise OverQuota(f"{self.bounds.entries_max} entries are held here")
+        before = len(replica.entries)
+        applied = replica.apply(target, entries)
+        self._entries += len(replica.entries) - before
+        replica.accept_same_root()
+        self._digest = None
+        return applied
+
+    def _older_target(self, replica: Replica, signed: Signed, unix: float) -> Seen:
+        """A head between the one held and the one announced: a step on the way."""
+        assert replica.announced is not None
+        announced = replica.announced.news
+        news = HeadNews(signed, announced.chain, announced.contact)
+        head, _ = self._check(news, unix)
+        return Seen(news, head, head_hash(signed))
+
+    # -- status
+
+    def apply_status(self, signed: Signed, *, unix: float) -> tuple[bool, tuple[Refused, ...]]:
+        """Take in a status batch if it is newer: whether it was, and the rows that name no living slot.
+
+        Raises `NotFound` for a provider without a head, and what is wrong with the batch.
+        """
+        replica = self._replicas.get(signed.key)
+        if replica is None or replica.fork is not None:
+            raise NotFound("status of a provider whose head was never seen, or that forked")
+        held = replica.status
+        if held is not None and held.signed == signed:
+            return False, ()
+        batch = verify(signed, StatusBatch)
+        if held is not None and batch.seq <= held.batch.seq:
+            return False, ()
+        check_period(batch.issued, batch.expires, limits.STATUS_SECONDS_MAX, unix, f"status {batch.seq}")
+        fresh_until = min(unix + batch.expires - batch.issued, batch.expires + limits.CLOCK_SKEW_SECONDS)
+        replica.status = HeldStatus(signed, batch, fresh_until)
+        if replica.lagging:
+            return True, ()
+        refused = [
+            Refused(f"status of slot {row.slot}", NotFound("no living identifier has that slot"))
+            for row in batch.rows
+            if not replica.is_alive(row.slot)
+        ]
+        return True, tuple(refused)
+
+    # -- time and persistence
+
+    def expire(self, *, unix: float) -> list[bytes]:
+        """Forget what has expired: status, held heads with their entries; returns the providers that lost those."""
+        gone: list[bytes] = []
+        for provider, replica in list(self._replicas.items()):
+            if replica.status is not None and unix > replica.status.batch.expires + limits.CLOCK_SKEW_SECONDS:
+                replica.status = None
+            if replica.ends() + limits.CLOCK_SKEW_SECONDS < unix:
+                gone.append(provider)
+                self.drop(provider)
+            elif replica.held and replica.held.head.expires + limits.CLOCK_SKEW_SECONDS < unix:
+                self._forget_entries(replica)
+                gone.append(provider)
+        return gone
+
+    def restore(self, news: Sequence[HeadNews], entries: Sequence[bytes], *, unix: float) -> Applied:
+        """Take up one provider's stored state, verified like everything from the network: one head with its
+        entries, or the two heads of a fork. Raises why it cannot be believed any more; nothing of it stays then.
+        """
+        if not news:
+            raise WrongRoot("no head is stored")
+        provider = news[0].head.key
+        try:
+            for one in news:
+                self.consider(one, unix=unix)
+            if len(news) > 1:
+                return Applied()
+            return self.apply(provider, news[0].head, entries, unix=unix)
+        except WireError:
+            self.drop(provider)
+            raise
+
+    def drop(self, provider: bytes) -> None:
+        """Forget all about a provider."""
+        replica = self._replicas.pop(provider, None)
+        self._digest = None
+        if replica is not None:
+            self._forget_entries(replica)
+
+    def revoke(self, keys: Iterable[bytes]) -> list[bytes]:
+        """Forget providers whose key, or a key in whose chain, was revoked (tell `Trust` first)."""
+        revoked = set(keys)
+        gone: list[bytes] = []
+        for provider, replica in list(self._replicas.items()):
+            chain = replica.announced.news.chain if replica.announced is not None else ()
+            if provider in revoked or any(link.key in revoked for link in chain):
+                self.drop(provider)
+                gone.append(provider)
+        return gone
+
+    def _forget_entries(self, replica: Replica) -> None:
+        self._entries -= len(replica.entries)
+        self._digest = None
+        replica.clear()

@@ -1,0 +1,165 @@
+"""What happens to the gossip machine (past facts), and what it commands its driver to do."""
+
+from dataclasses import dataclass
+
+from ioc_wire.codec import Message
+from ioc_wire.errors import WireError
+from ioc_wire.gossip import HeadNews, HeadRow
+from ioc_wire.market import Contact
+from ioc_wire.signed import Signed
+
+# -- events
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """A link to `peer` is up. `contact` is where it takes links, if anywhere."""
+
+    peer: bytes
+    core: bool
+    contact: Contact | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NewsReceived:
+    """`peer` is None for this node's own catalogue."""
+
+    peer: bytes | None
+    news: tuple[HeadNews, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReceived:
+    peer: bytes | None
+    batches: tuple[Signed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeersReceived:
+    peer: bytes
+    core: tuple[Contact, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VectorReceived:
+    """The answer to `Compare`: no rows where nothing differs."""
+
+    peer: bytes
+    rows: tuple[HeadRow, ...]
+    differs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EntriesFetched:
+    """The answer to `Fetch`, all pages together."""
+
+    peer: bytes | None
+    provider: bytes
+    after_seq: int
+    head: Signed
+    entries: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailed:
+    peer: bytes
+    provider: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = (
+    LinkUp
+    | LinkDown
+    | NewsReceived
+    | StatusReceived
+    | PeersReceived
+    | VectorReceived
+    | EntriesFetched
+    | FetchFailed
+    | Tick
+)
+
+
+# -- effects
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Send one way; may be lost."""
+
+    peer: bytes
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Fetch entries; ends in `EntriesFetched` or `FetchFailed`."""
+
+    peer: bytes
+    provider: bytes
+    after_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class FetchNews:
+    """Fetch heads and status; ends in `NewsReceived` and `StatusReceived`, or in nothing."""
+
+    peer: bytes
+    providers: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Compare head vectors; ends in `VectorReceived` or in nothing."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Open a link to a core node and keep it."""
+
+    contact: Contact
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Store this provider's heads and the entries in `slots`, all for None; remove what no longer exists."""
+
+    provider: bytes
+    slots: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueChanged:
+    """Identifiers of `provider` in these slots came, changed or went; None: any of them."""
+
+    provider: bytes
+    slots: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class StatusChanged:
+    provider: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """`what` of `provider`, told by `peer`, was not believed."""
+
+    peer: bytes | None
+    provider: bytes
+    what: str
+    error: WireError
+
+
+Effect = Notify | Fetch | FetchNews | Compare | Dial | Persist | CatalogueChanged | StatusChanged | Refuse

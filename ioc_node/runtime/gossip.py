@@ -1,0 +1,373 @@
+"""A core node's gossip over its links: carries out what the machine commands, and answers what others ask.
+
+Only a peer that is a provider publishes, and only its own catalogue; heads and status of others are taken from core
+nodes alone. All of it is verified by the machine besides. What takes time (fetches, dials, comparisons) runs as tasks
+of the nursery that `run` keeps; the machine itself never waits.
+"""
+
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+import structlog
+import trio
+
+from ioc_node.core import gossip_events as ev
+from ioc_node.core.catalogue import Catalogue
+from ioc_node.core.chance import Chance
+from ioc_node.core.gossip import COMPARE_SECONDS, Gossip, pack_news
+from ioc_node.core.trust import Trust
+from ioc_node.errors import PeerUnreachable
+from ioc_node.runtime.driver import open_background
+from ioc_node.runtime.entry_pages import fetch_entries, send_entries
+from ioc_node.runtime.link_handlers import Handlers, SendItem
+from ioc_node.runtime.links import Link, LinkEndpoint
+from ioc_wire import gossip as wire
+from ioc_wire.authority import CORE_ROLES
+from ioc_wire.errors import Busy, Forked, NotFound, RoleNotGranted, WireError
+from ioc_wire.identity import format_node_id, node_id_of
+from ioc_wire.market import Contact
+from ioc_wire.signed import Signed
+
+log = structlog.get_logger()
+
+FETCH_STALL_SECONDS: Final = 20.0
+"""A peer that sends no page of a fetch for so long is passed over."""
+PUBLISH_SECONDS: Final = 60.0
+"""How long the answer to a publisher waits for its entries."""
+TASKS_MAX: Final = 512
+"""Fetches, dials and comparisons under way together; more are dropped, and repaired by the next comparison."""
+
+Changed = Callable[[bytes, tuple[int, ...] | None], None]
+StatusTold = Callable[[bytes], None]
+
+
+class Shelf(Protocol):
+    """Where a catalogue survives a restart; see `ioc_node.runtime.catalogue_store`."""
+
+    async def load(self, catalogue: Catalogue, *, unix: float) -> None: ...
+
+    async def save(self, catalogue: Catalogue, changes: dict[bytes, set[int] | None]) -> None: ...
+
+
+def name_of(key: bytes) -> str:
+    """Short text for log lines."""
+    return format_node_id(node_id_of(key))[:11]
+
+
+def is_core(link: Link) -> bool:
+    return bool(CORE_ROLES.intersection(link.peer.roles))
+
+
+def contact_of(link: Link) -> Contact | None:
+    """Where a link's peer takes links, in the form that is told to others."""
+    endpoint = link.peer.endpoint
+    return Contact(link.peer.key, endpoint[0], endpoint[1]) if endpoint is not None else None
+
+
+class CoreGossip:
+    """Drives one `Gossip` machine. Made by `make_gossip`."""
+
+    def __init__(self, machine: Gossip) -> None:
+        self.machine = machine
+        self.catalogue = machine.catalogue
+        self._links: LinkEndpoint | None = None
+        self._nursery: trio.Nursery | None = None
+        self._tasks = 0
+        self._changed: list[Changed] = []
+        self._status_told: list[StatusTold] = []
+        self._unsaved: dict[bytes, set[int] | None] = {}
+        self._saving = trio.Event()
+        self._publishing: dict[bytes, trio.Event] = {}
+        self._refusals: dict[bytes, WireError] = {}
+        self._wake = trio.Event()
+
+    # -- what others of this node use
+
+    def on_changed(self, tell: Changed) -> None:
+        """Have `tell(provider, slots)` called, synchronously, when identifiers come, change or go (None: any)."""
+        self._changed.append(tell)
+
+    def on_status(self, tell: StatusTold) -> None:
+        """Have `tell(provider)` called, synchronously, when a provider has new status."""
+        self._status_told.append(tell)
+
+    def publish_own(self, news: wire.HeadNews, entries: tuple[bytes, ...]) -> None:
+        """Take in the catalogue of this very node, where it is a provider too."""
+        self.feed(ev.NewsReceived(None, (news,)))
+        self.feed(ev.EntriesFetched(None, news.head.key, 0, news.head, entries))
+
+    def publish_own_status(self, batch: Signed) -> None:
+        self.feed(ev.StatusReceived(None, (batch,)))
+
+    # -- the machine
+
+    def feed(self, event: ev.Event) -> None:
+        """Give the machine an event, and carry out what follows. Raises `Busy` before `run` has begun."""
+        if self._nursery is None:
+            raise Busy("this node is starting")
+        for effect in self.machine.handle(event, now=trio.current_time()):
+            self._perform(effect)
+        self._wake.set()
+
+    def _perform(self, effect: ev.Effect) -> None:
+        match effect:
+            case ev.Notify(peer, message):
+                if (link := self._link(peer)) is not None and not link.notify_nowait(message):
+                    log.debug("gossip_dropped", peer=link.peer.name, message=type(message).__name__)
+            case ev.Fetch(peer, provider, after_seq):
+                self._start(self._fetch, peer, provider, after_seq)
+            case ev.FetchNews(peer, providers):
+                self._start(self._fetch_news, peer, providers)
+            case ev.Compare(peer):
+                self._start(self._compare, peer)
+            case ev.Dial(contact):
+                self._start(self._dial, contact)
+            case ev.Persist(provider, slots):
+                self._note_unsaved(provider, slots)
+            case ev.CatalogueChanged(provider, slots):
+                for tell in self._changed:
+                    tell(provider, slots)
+                self._settle(provider)
+            case ev.StatusChanged(provider):
+                for tell_status in self._status_told:
+                    tell_status(provider)
+            case ev.Refuse():
+                self._on_refusal(effect)
+
+    def _on_refusal(self, refusal: ev.Refuse) -> None:
+        provider, what = refusal.provider, refusal.what
+        told_by = name_of(refusal.peer) if refusal.peer is not None else "this node"
+        log.info(
+            "gossip_refused", what=what, provider=name_of(provider), told_by=told_by, error=str(refusal.error)
+        )
+        if refusal.peer == provider and provider in self._publishing and what in ("head", "entries"):
+            self._refusals[provider] = refusal.error
+            self._settle(provider)
+
+    def _settle(self, provider: bytes) -> None:
+        if (waiting := self._publishing.get(provider)) is not None:
+            waiting.set()
+
+    def _link(self, peer: bytes) -> Link | None:
+        return self._links.link(peer) if self._links is not None else None
+
+    def _start(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        assert self._nursery is not None
+        if self._tasks >= TASKS_MAX and work != self._fetch:  # the machine bounds fetches itself
+            log.info("gossip_overloaded", tasks=self._tasks)
+            return
+        self._tasks += 1
+        self._nursery.start_soon(self._run_task, work, arguments)
+
+    async def _run_task(self, work: Callable[..., Awaitable[None]], arguments: tuple[object, ...]) -> None:
+        try:
+            await work(*arguments)
+        finally:
+            self._tasks -= 1
+
+    async def _tick(self) -> None:
+        """Wake the machine when it wants to be, until cancelled."""
+        while True:
+            self._wake = trio.Event()
+            with trio.move_on_at(self.machine.deadline()):
+                await self._wake.wait()
+            if self.machine.deadline() <= trio.current_time():
+                self.feed(ev.Tick())
+
+    # -- asking others
+
+    async def _fetch(self, peer: bytes, provider: bytes, after_seq: int) -> None:
+        link = self._link(peer)
+        try:
+            if link is None:
+                raise PeerUnreachable(f"no link to {name_of(peer)}")
+            head, entries = await fetch_entries(
+                link, provider, after_seq, slots_max=self.catalogue.bounds.slots_max
+            )
+        except (WireError, PeerUnreachable) as error:
+            log.debug("fetch_failed", peer=name_of(peer), provider=name_of(provider), error=str(error))
+            self.feed(ev.FetchFailed(peer, provider))
+            if peer == provider:
+                self._settle(provider)
+            return
+        self.feed(ev.EntriesFetched(peer, provider, after_seq, head, entries))
+        if peer == provider:
+            self._settle(provider)
+
+    async def _fetch_news(self, peer: bytes, providers: tuple[bytes, ...]) -> None:
+        link = self._link(peer)
+        if link is None:
+            return
+        try:
+            with trio.move_on_after(FETCH_STALL_SECONDS):
+                async with link.open_stream(wire.FetchHeads(providers), wire.HeadsPage) as pages:
+                    async for page in pages:
+                        self.feed(ev.NewsReceived(peer, page.news))
+                        self.feed(ev.StatusReceived(peer, page.statuses))
+        except (WireError, PeerUnreachable) as error:
+            log.debug("fetch_news_failed", peer=link.peer.name, error=str(error))
+
+    async def _compare(self, peer: bytes) -> None:
+        link = self._link(peer)
+        if link is None:
+            return
+        mine = self.catalogue.digest()
+        try:
+            with trio.move_on_after(FETCH_STALL_SECONDS):
+                answer = await link.request(wire.CompareHeads(mine), wire.HeadsCompared)
+                self.feed(ev.VectorReceived(peer, answer.rows, differs=answer.digest != mine))
+        except (WireError, PeerUnreachable) as error:
+            log.debug("compare_failed", peer=link.peer.name, error=str(error))
+
+    async def _dial(self, contact: Contact) -> None:
+        assert self._links is not None
+        try:
+            await self._links.connect((contact.host, contact.port), contact.key)
+        except (WireError, PeerUnreachable) as error:
+            log.debug("dial_failed", peer=name_of(contact.key), error=str(error))
+
+    # -- answering
+
+    def register(self, handlers: Handlers) -> None:
+        """Enter the answers of a core node into the table, before links are opened."""
+        handlers.serve(wire.PublishHead, self._on_publish)
+        handlers.serve(wire.CompareHeads, self._on_compare)
+        handlers.serve(wire.ExchangePeers, self._on_exchange)
+        handlers.serve_stream(wire.FetchEntries, self._on_fetch)
+        handlers.serve_stream(wire.FetchHeads, self._on_fetch_heads)
+        handlers.serve_notify(wire.HeadsAnnounced, self._on_heads)
+        handlers.serve_notify(wire.StatusAnnounced, self._on_statuses)
+        handlers.serve_notify(wire.PeersKnown, self._on_peers)
+
+    async def _on_publish(self, link: Link, message: wire.PublishHead) -> wire.Published:
+        key = link.peer.key
+        if message.news.head.key != key:
+            raise RoleNotGranted("publishing the catalogue of another key than one's own")
+        if "provider" not in link.peer.roles:
+            raise RoleNotGranted("publishing a catalogue takes the role of a provider")
+        if key in self._publishing:
+            raise Busy("the last head of this catalogue is still being fetched")
+        try:
+            with trio.move_on_after(PUBLISH_SECONDS):
+                return await self._publish(key, message.news)
+            raise Busy(f"the entries did not come within {PUBLISH_SECONDS:.0f} s")
+        finally:
+            self._publishing.pop(key, None)
+            self._refusals.pop(key, None)
+
+    async def _publish(self, key: bytes, news: wire.HeadNews) -> wire.Published:
+        settled = self._publishing[key] = trio.Event()
+        self.feed(ev.NewsReceived(key, (news,)))
+        while True:
+            if key in self._refusals:
+                raise self._refusals[key]
+            replica = self.catalogue.replica(key)
+            if replica is None:
+                raise NotFound("the head was not taken in")
+            if replica.fork is not None:
+                raise Forked(f"head {replica.seq}")
+            if not replica.lagging:
+                return wire.Published(replica.held_seq)
+            if not self.machine.wants(key):
+                raise Busy("the entries could not be fetched; publish again")
+            await settled.wait()
+            settled = self._publishing[key] = trio.Event()
+
+    async def _on_compare(self, link: Link, message: wire.CompareHeads) -> wire.HeadsCompared:
+        digest = self.catalogue.digest()
+        rows = () if digest == message.digest else self.catalogue.vector()
+        return wire.HeadsCompared(digest, rows)
+
+    async def _on_exchange(self, link: Link, message: wire.ExchangePeers) -> wire.PeersKnown:
+        return wire.PeersKnown(self.machine.core_contacts())
+
+    async def _on_fetch(self, link: Link, message: wire.FetchEntries, send: SendItem) -> None:
+        replica = self.catalogue.replica(message.provider)
+        if replica is None or replica.held is None:
+            raise NotFound("nothing is held of that provider")
+        await send_entries(replica.held.news.head, replica.entries_after(message.after_seq), send)
+
+    async def _on_fetch_heads(self, link: Link, message: wire.FetchHeads, send: SendItem) -> None:
+        for page in pack_news(self.catalogue, message.providers):
+            await send(page)
+
+    def _on_heads(self, link: Link, message: wire.HeadsAnnounced) -> None:
+        if is_core(link):
+            self.feed(ev.NewsReceived(link.peer.key, message.news))
+
+    def _on_statuses(self, link: Link, message: wire.StatusAnnounced) -> None:
+        own = all(batch.key == link.peer.key for batch in message.batches)
+        if is_core(link) or own:
+            self.feed(ev.StatusReceived(link.peer.key, message.batches))
+
+    def _on_peers(self, link: Link, message: wire.PeersKnown) -> None:
+        if is_core(link):
+            self.feed(ev.PeersReceived(link.peer.key, message.core))
+
+    # -- life
+
+    async def run(self, links: LinkEndpoint, shelf: Shelf | None = None) -> None:
+        """Gossip over `links` until cancelled. With a `shelf` the catalogue is taken up from it first."""
+        if shelf is not None:
+            await shelf.load(self.catalogue, unix=time.time())
+        async with open_background() as nursery:
+            self._links, self._nursery = links, nursery
+            links.on_link_up(self.link_up)
+            links.on_link_down(self.link_down)
+            if shelf is not None:
+                nursery.start_soon(self._save, shelf)
+            for provider in self.catalogue.providers():
+                for tell in self._changed:
+                    tell(provider, None)
+            for link in list(links.links.values()):
+                self.link_up(link)
+            await self._tick()
+
+    def link_up(self, link: Link) -> None:
+        self.feed(ev.LinkUp(link.peer.key, is_core(link), contact_of(link)))
+
+    def link_down(self, link: Link) -> None:
+        self.feed(ev.LinkDown(link.peer.key))
+
+    # -- persistence
+
+    def _note_unsaved(self, provider: bytes, slots: tuple[int, ...] | None) -> None:
+        known = self._unsaved.setdefault(provider, set())
+        if slots is None or known is None:
+            self._unsaved[provider] = None
+        else:
+            known.update(slots)
+        self._saving.set()
+
+    async def _save(self, shelf: Shelf) -> None:
+        """Store what changed, gathered over a moment, until cancelled; then once more."""
+        try:
+            while True:
+                await self._saving.wait()
+                await trio.sleep(0.1)
+                await self._save_now(shelf)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._save_now(shelf)
+
+    async def _save_now(self, shelf: Shelf) -> None:
+        self._saving = trio.Event()
+        changes, self._unsaved = self._unsaved, {}
+        if changes:
+            await shelf.save(self.catalogue, changes)
+
+
+def make_gossip(
+    key: bytes, trust: Trust, *, compare_seconds: float = COMPARE_SECONDS, chance: Chance | None = None
+) -> CoreGossip:
+    """The gossip of the core node with public key `key`; needs a running trio loop, for its clock."""
+    machine = Gossip(
+        key,
+        Catalogue(trust),
+        chance or random.SystemRandom(),
+        unix_offset=time.time() - trio.current_time(),
+        compare_seconds=compare_seconds,
+    )
+    return CoreGossip(machine)
