@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ioc_node.errors import UsageError
+from ioc_testnet.programs import program_path
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
@@ -269,3 +270,43 @@ def compare(picture: Pixels, reference: Pixels) -> Comparison:
         return Comparison(False, max(picture.size, reference.size) // 3, 255)
     difference: npt.NDArray[Any] = np.abs(picture.astype(np.int16) - reference.astype(np.int16)).max(axis=2)
     return Comparison(not difference.any(), int(np.count_nonzero(difference)), int(difference.max(initial=0)))
+
+
+def workflow_document(tiles: Sequence[Tile], *, policy: str = "cost", attempts: int = 3) -> dict[str, Any]:
+    """The job as a workflow definition: one task that shades each tile (a local file of the tile's name), and one
+    that joins what they made to `terrain.png`."""
+    resources = {"cores": 1, "memory_mib": 64, "disk_mib": 64}
+    shading = [
+        {
+            "name": f"shade-{tile.row}-{tile.col}",
+            "executor": {
+                "runtime": "wasm",
+                "program": f"file:{program_path('hillshade')}",
+                "command": hillshade_argv("tile", "shade"),
+            },
+            "inputs": [{"path": "tile", "url": f"file:{tile.name}"}],
+            "outputs": [{"path": "shade"}],
+            "resources": resources,
+            "policy": policy,
+            "attempts": attempts,
+        }
+        for tile in tiles
+    ]
+    shades = [f"{tile.name}.shade" for tile in tiles]
+    joining = {
+        "name": "join",
+        "executor": {
+            "runtime": "wasm",
+            "program": f"file:{program_path('mosaic')}",
+            "command": mosaic_argv("terrain.png", shades),
+        },
+        "inputs": [
+            {"path": shade, "url": f"task:shade-{tile.row}-{tile.col}/shade"}
+            for shade, tile in zip(shades, tiles, strict=True)
+        ],
+        "outputs": [{"path": "terrain.png"}],
+        "resources": {**resources, "memory_mib": 128},
+        "policy": policy,
+        "attempts": attempts,
+    }
+    return {"name": "terrain", "tasks": [*shading, joining]}

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 from ioc_node.errors import UsageError
 from ioc_node.executors.executor import Bounds, Ending, Work
 from ioc_node.executors.wasm import WasmExecutor
+from ioc_node.tasks.definition import TaskSpec
 from ioc_testnet import terrain
 from ioc_testnet.programs import program_path
 
-BUILD = Path(__file__).parents[2] / "examples" / "build.sh"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+BUILD = EXAMPLES / "build.sh"
 PROGRAMS = ("hillshade", "mosaic", "noop", "sleeper", "hello")
 
 
@@ -163,3 +166,24 @@ async def test_sources_build_to_the_committed_programs(
         picture = terrain.read_png(await shaded(folder, elevation, (2, 3), report, programs=rebuilt))
         assert terrain.compare(picture, terrain.reference_picture(elevation)).identical
         assert "clang version 14." not in _clang_version(), f"{changed} differ from their committed sources"
+
+
+def test_example_files_are_tasks_and_the_job_is_a_workflow(
+    tmp_path: Path, elevation: terrain.Elevation
+) -> None:
+    for name in ("hello", "hello-process", "sleeper"):
+        spec = TaskSpec.load(EXAMPLES / f"{name}.toml")
+        assert not spec.is_workflow
+    tiles = terrain.cut_tiles(elevation, 2, 3)
+    for tile in tiles:
+        (tmp_path / tile.name).write_bytes(tile.data)
+    spec = TaskSpec.parse(terrain.workflow_document(tiles), folder=tmp_path)
+    assert spec.is_workflow
+    assert len(spec.definition.tasks) == 7
+
+
+@pytest.mark.slow
+def test_prepare_writes_what_can_be_submitted(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "terrain" / "prepare.py"), str(tmp_path), "2", "2"]
+    subprocess.run(command, check=True)
+    assert TaskSpec.load(tmp_path / "terrain.toml").is_workflow
