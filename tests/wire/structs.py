@@ -48,10 +48,10 @@ def all_structs() -> dict[str, type[msgspec.Struct]]:
 
 # -- strategies
 
-_text = st.characters(exclude_categories=("Cs",))
+_text = st.characters(codec="utf-8")
 
 
-def _sizes(kind: Any, fallback_max: int) -> dict[str, int]:
+def _sizes(kind: Any, fallback_max: int) -> dict[str, Any]:
     low = kind.min_length or 0
     high = fallback_max if kind.max_length is None else min(kind.max_length, max(low, fallback_max))
     return {"min_size": low, "max_size": high}

@@ -13,7 +13,7 @@ import msgspec
 from ioc_wire import limits
 from ioc_wire.cid import check_prefix, prefix_covers, self_certified_prefix
 from ioc_wire.codec import Key, Message, UInt, encode
-from ioc_wire.errors import BrokenChain, Expired, NotYetValid, PrefixNotCovered, WireError
+from ioc_wire.errors import BrokenChain, Expired, NotYetValid, PrefixNotCovered, Revoked, WireError
 from ioc_wire.signed import Signed, SignedPayload, verify
 
 Role = Literal["national", "regional", "industry", "provider", "consumer"]
@@ -63,7 +63,8 @@ def verify_chain(
     """Check every link of `chain` (root first) and return what its last subject holds.
 
     `now` is seconds since 1970; a skew of five minutes is tolerated. Raises `BrokenChain`, `Expired`,
-    `NotYetValid`, `BadSignature` or `Malformed`, each naming the link (1 is the root's).
+    `NotYetValid`, `Revoked`, `BadSignature`, `BadIdentifier`, `UnknownType` or `Malformed`, each naming the
+    link (1 is the root's).
     """
     if not 1 <= len(chain) <= limits.CHAIN_LINKS_MAX:
         raise BrokenChain(f"{len(chain)} links, 1 to {limits.CHAIN_LINKS_MAX} are allowed")
@@ -76,7 +77,7 @@ def verify_chain(
             raise type(error)(f"link {number}: {error.detail}") from None
         _check_link(number, link.key, delegation, parent, roots)
         if link.key in revoked or delegation.subject in revoked:
-            raise BrokenChain(f"link {number}: a key in it was revoked")
+            raise Revoked(f"link {number} of the delegation chain")
         if now > delegation.not_after + limits.CLOCK_SKEW_SECONDS:
             raise Expired(f"link {number} of the delegation chain, since {int(now - delegation.not_after)} s")
         if now < delegation.not_before - limits.CLOCK_SKEW_SECONDS:
@@ -91,6 +92,8 @@ def verify_chain(
 def _check_link(
     number: int, issuer: bytes, link: Delegation, parent: Delegation | None, roots: Collection[bytes]
 ) -> None:
+    if link.not_after < link.not_before:
+        raise BrokenChain(f"link {number} ends before it begins")
     if parent is None:
         if issuer not in roots:
             raise BrokenChain("link 1 is not signed by a root key of this network")
