@@ -51,30 +51,39 @@ class Child:
         self._process.stderr.close()
         self._pidfd = os.pidfd_open(self._process.pid)
         self._first_pidfd: int | None = None
+        self._status_text = b""
+        self._finding = trio.Lock()
         self.first: int | None = None
         """Process 1 of the sandbox, as numbered outside; None until it exists."""
         self.ended: Ended | None = None
 
     async def find_first(self) -> bool:
-        """Wait until the sandbox has its process 1. False when bwrap gave up before."""
-        status = trio.lowlevel.FdStream(os.dup(self._status_read))
-        text = b""
-        async with status:
-            while b"\n" not in text and len(text) < STATUS_BYTES_MAX:
-                chunk = await status.receive_some(STATUS_BYTES_MAX)
+        """Wait until the sandbox has its process 1. False when bwrap gave up before, or that process has ended."""
+        async with self._finding:
+            while self.first is None and b"\n" not in self._status_text:
+                await trio.lowlevel.wait_readable(self._status_read)
+                chunk = os.read(self._status_read, STATUS_BYTES_MAX)
                 if not chunk:
                     return False
-                text += chunk
-        first = int(json.loads(text.split(b"\n")[0])["child-pid"])
-        try:
-            self._first_pidfd = os.pidfd_open(first)
-        except ProcessLookupError:
-            return False
-        self.first = first
-        return True
+                self._status_text += chunk
+            if self.first is None:
+                first = int(json.loads(self._status_text.split(b"\n")[0])["child-pid"])
+                try:
+                    self._first_pidfd = os.pidfd_open(first)
+                except ProcessLookupError:
+                    return False
+                self.first = first
+            return True
 
-    def kill(self) -> None:
-        """End the sandbox with everything in it. What is gone already is fine."""
+    async def kill(self) -> None:
+        """End the sandbox with everything in it. What is gone already is fine.
+
+        bwrap tells of process 1 before it lets it run, and only later binds its life to its own. To kill bwrap in
+        between would leave process 1 behind, so it is waited for.
+        """
+        if self.ended is None:
+            with trio.move_on_after(KILL_SECONDS):
+                await self.find_first()
         try:
             if self._first_pidfd is not None:
                 signal.pidfd_send_signal(self._first_pidfd, signal.SIGKILL)
@@ -97,7 +106,7 @@ class Child:
     async def aclose(self) -> None:
         """Kill what still runs, wait for it, and close every descriptor, also when being cancelled."""
         with trio.CancelScope(shield=True):
-            self.kill()
+            await self.kill()
             with trio.move_on_after(KILL_SECONDS):
                 await self.wait()
             if self.ended is None:

@@ -155,12 +155,12 @@ class _Run:
         )
         return Outcome(ending, ended.status, reason, usage)
 
-    def _stop(self, ending: Ending, reason: str) -> None:
+    async def _stop(self, ending: Ending, reason: str) -> None:
         if self._stopped_by is None:
             self._stopped_by = ending, reason
             if self._child.first is not None:
                 self._note(look_at_tree(self._child.first, PROCESSES_MAX))
-        self._child.kill()
+        await self._child.kill()
 
     async def _read(self, name: StreamName, stream: trio.lowlevel.FdStream) -> None:
         while chunk := await stream.receive_some(CHUNK_BYTES):
@@ -168,10 +168,14 @@ class _Run:
 
     async def _watch_clock(self) -> None:
         await trio.sleep(self._work.bounds.wall_seconds)
-        self._stop(Ending.WALL_TIME, f"stopped after its wall time of {self._work.bounds.wall_seconds:g} s")
+        await self._stop(
+            Ending.WALL_TIME, f"stopped after its wall time of {self._work.bounds.wall_seconds:g} s"
+        )
 
     async def _watch_disk(self) -> None:
-        self._stop(Ending.OUT_OF_DISK, await watch_folder(self._work.folder, self._work.bounds.disk_mib))
+        await self._stop(
+            Ending.OUT_OF_DISK, await watch_folder(self._work.folder, self._work.bounds.disk_mib)
+        )
 
     async def _watch_tree(self) -> None:
         if not await self._child.find_first() or self._child.first is None:
@@ -185,9 +189,11 @@ class _Run:
             self._note(tree)
             if tree.memory_kib > allowed_mib << 10:
                 used_mib = tree.memory_kib >> 10
-                self._stop(Ending.OUT_OF_MEMORY, f"out of memory: {used_mib} of {allowed_mib} MiB in use")
+                await self._stop(
+                    Ending.OUT_OF_MEMORY, f"out of memory: {used_mib} of {allowed_mib} MiB in use"
+                )
             if tree.processes > PROCESSES_MAX:
-                self._stop(Ending.OUT_OF_PROCESSES, f"more than {PROCESSES_MAX} processes")
+                await self._stop(Ending.OUT_OF_PROCESSES, f"more than {PROCESSES_MAX} processes")
 
     def _note(self, tree: Tree) -> None:
         now = trio.current_time()

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -222,3 +224,51 @@ def test_a_missing_bwrap_says_what_to_install(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ExecutorUnavailable, match="bwrap is not installed; install the package bubblewrap"):
         ProcessExecutor().probe()
+
+
+async def test_early_cancel_leaves_no_process(process: ProcessExecutor, folder: Path, report) -> None:
+    """bwrap is cancelled at every stage of its start; killed at the wrong one, it would leave its child behind."""
+    mark = f"4{os.getpid()}.5"
+    work = Work(folder, None, ("sleep", mark))
+    for pause_ms in range(0, 30, 2):
+        with trio.move_on_after(pause_ms / 1000):
+            await process.run(work, report)
+    await trio.sleep(0.05)
+    assert _commands_with(mark) == []
+
+
+NODE = """
+import sys, trio
+from pathlib import Path
+from ioc_node.executors.executor import Work
+from ioc_node.executors.process import ProcessExecutor
+class Report:
+    def line(self, stream, text): print(text, flush=True)
+work = Work(Path(sys.argv[1]), None, ("sh", "-c", "setsid sleep $0 & echo on; sleep $0", sys.argv[2]))
+trio.run(ProcessExecutor().run, work, Report())
+"""
+
+
+async def test_a_killed_node_takes_its_tasks_along(process: ProcessExecutor, folder: Path) -> None:
+    mark = f"5{os.getpid()}.5"
+    node = await trio.lowlevel.open_process(
+        [sys.executable, "-c", NODE, str(folder), mark], stdout=subprocess.PIPE
+    )
+    assert node.stdout is not None
+    async with node.stdout:
+        with trio.fail_after(10):
+            assert await node.stdout.receive_some(100) == b"on\n"
+        assert len(_commands_with(mark)) >= 2
+        node.kill()
+        await node.wait()
+    with trio.fail_after(2):
+        while _commands_with(mark):  # noqa: ASYNC110 (the kernel sends no event)
+            await trio.sleep(0.02)
+
+
+async def test_too_many_processes(process: ProcessExecutor, sh: Command, report) -> None:
+    script = "n=0; while [ $n -lt 400 ]; do sleep 20 & n=$((n+1)); done; wait"
+    outcome = await process.run(sh(script), report)
+    assert not outcome.succeeded
+    assert outcome.ending is Ending.OUT_OF_PROCESSES or "fork" in report.text("stderr")
+    assert outcome.usage.wall_ms < 15_000
