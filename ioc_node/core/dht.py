@@ -39,7 +39,7 @@ from ioc_node.core.getting import GetOperation, HoldersOperation
 from ioc_node.core.operations import FindOperation, JoinOperation, Operation, PingOperation
 from ioc_node.core.putting import AnnounceOperation, PutOperation
 from ioc_node.core.routing import FULL_TABLE_SERVERS_MAX, Contact, RoutingTable
-from ioc_node.core.session import Failed, Lost, Opened, Outbox, Received, Session
+from ioc_node.core.session import Challenged, Failed, Lost, Opened, Outbox, Received, Session
 from ioc_node.core.sessions import Sessions
 from ioc_node.core.storage import RECORDS_MAX, RECORDS_PER_PUBLISHER_MAX, HolderStore, RecordStore
 from ioc_node.core.timers import Timed, Timer, Timers
@@ -209,6 +209,8 @@ class DhtMachine:
             self.exchange.on_opened(event, now, out)
             if event.data:
                 self._on_message(event.session, event.data, now, out)
+        elif type(event) is Challenged:
+            self.exchange.on_challenged(event, now)
         elif type(event) is Failed:
             self.exchange.on_failed(event, now, out)
         elif type(event) is Lost:

@@ -15,7 +15,7 @@ from typing import Final
 from ioc_node.core.challenge import Address
 from ioc_node.core.chance import Chance
 from ioc_node.core.events import Fault
-from ioc_node.core.session import Attempt, Failed, Lost, Opened, Outbox, Session
+from ioc_node.core.session import Attempt, Challenged, Failed, Lost, Opened, Outbox, Session
 from ioc_node.core.sessions import Sessions
 from ioc_node.errors import PeerUnreachable
 from ioc_wire import dht as wire
@@ -37,11 +37,13 @@ OnSilent = Callable[[bytes, Address, float, Outbox], None]
 
 
 class Request:
-    """One request under way. `node_id` is None until somebody answers at a bootstrap address."""
+    """One request under way. `node_id` is None until somebody answers at a bootstrap address. `began` counts
+    the handshake in, `sent` does not.
+    """
 
     __slots__ = (
-        "address", "attempt", "data", "deadline", "fault", "first_sent", "node_id", "number", "on_answer", "patience",
-        "tries",
+        "address", "attempt", "began", "data", "deadline", "fault", "node_id", "number", "on_answer", "patience",
+        "sent", "tries",
     )  # fmt: skip
 
     def __init__(
@@ -58,7 +60,7 @@ class Request:
         self.node_id = node_id
         self.address = address
         self.on_answer = on_answer
-        self.first_sent = now
+        self.began = self.sent = now
         self.patience = PATIENCE_SECONDS_FIRST
         self.deadline = now
         self.tries = 1
@@ -132,7 +134,7 @@ class Exchange:
             return
         del self._pending[request.number]
         if request.tries == 1:
-            self._measure(session.node_id, now - request.first_sent)
+            self._measure(session.node_id, now - request.sent)
         if request.attempt is not None:
             self._unqueue(request)
         request.on_answer(answer, request, now, out)
@@ -144,9 +146,17 @@ class Exchange:
             request.attempt = None
             request.node_id = event.session.node_id
             if not (attempt.carried and request.data is attempt.message):
-                request.first_sent = now
+                request.sent = now
                 self._sessions.send(event.session, request.data, out)
                 request.deadline = now + request.patience
+
+    def on_challenged(self, event: Challenged, now: float) -> None:
+        """A handshake of ours got half-way: the second half has all its tries."""
+        attempt = event.attempt
+        for request in self._knocks.get(_attempt_name(attempt), []):
+            request.tries = 1
+            request.sent = now
+            request.deadline = max(request.deadline, now + request.patience)
 
     def on_failed(self, event: Failed, now: float, out: Outbox) -> None:
         """A handshake of ours was refused."""
@@ -235,8 +245,7 @@ class Exchange:
 
     def _waiting(self, attempt: Attempt) -> list[Request]:
         """Take out the requests that wait for `attempt`."""
-        name = attempt.expected if attempt.expected is not None else attempt.address
-        return self._knocks.pop(name, [])
+        return self._knocks.pop(_attempt_name(attempt), [])
 
     def _unqueue(self, request: Request) -> None:
         waiting = self._knocks.get(_name(request), [])
@@ -256,6 +265,10 @@ class Exchange:
             mean, spread = known
             spread += 0.25 * (abs(seconds - mean) - spread)
             self._round_trips[node_id] = (mean + 0.125 * (seconds - mean), spread)
+
+
+def _attempt_name(attempt: Attempt) -> bytes | Address:
+    return attempt.expected if attempt.expected is not None else attempt.address
 
 
 def _name(request: Request) -> bytes | Address:

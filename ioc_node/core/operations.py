@@ -70,7 +70,7 @@ class Operation:
             if isinstance(answer, wire.Refusal):
                 answer = error_of(answer.code, answer.detail)
             outcome = str(answer) if isinstance(answer, (WireError, NodeError)) else type(answer).__name__
-            self.trace.hops.append(Hop(contact, depth, now - request.first_sent, outcome))
+            self.trace.hops.append(Hop(contact, depth, now - request.began, outcome))
             answered(contact, answer, now, out)
 
         exchange.ask(number, build(number), contact.node_id, contact.address, on_answer, now, out)
@@ -168,7 +168,7 @@ class PingOperation(Operation):
             try:
                 host = wire.unpack_host(answer.host)
                 contact = Contact(request.node_id, self.address)
-                result = PingReport(contact, now - request.first_sent, (host, answer.port))
+                result = PingReport(contact, now - request.sent, (host, answer.port))
             except Malformed as error:
                 result = error
         elif isinstance(answer, wire.Refusal):

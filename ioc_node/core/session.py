@@ -34,7 +34,7 @@ class Session:
     """One end of an established session."""
 
     __slots__ = (
-        "address", "counter", "expires", "heard", "highest", "is_server", "key", "local_id", "node_id", "open",
+        "address", "counter", "elder", "expires", "heard", "highest", "is_server", "key", "local_id", "node_id", "open",
         "prefix", "remote_id", "renew", "seal", "unaccepted", "window",
     )  # fmt: skip
 
@@ -63,6 +63,7 @@ class Session:
         self.highest = 0
         self.window = 1
         self.unaccepted: Spent | None = None
+        self.elder: Session | None = None
         self.expires = self.renew = self.heard = 0.0
 
     def is_fresh(self, counter: int) -> bool:
@@ -119,6 +120,12 @@ class Opened(NamedTuple):
     data: bytes
 
 
+class Challenged(NamedTuple):
+    """Our attempt got its WHOAREYOU, and the HANDSHAKE is out."""
+
+    attempt: Attempt
+
+
 class Failed(NamedTuple):
     """Our attempt was refused, or found somebody else."""
 
@@ -132,7 +139,7 @@ class Lost(NamedTuple):
     session: Session
 
 
-SessionEvent = Received | Opened | Failed | Lost
+SessionEvent = Received | Opened | Challenged | Failed | Lost
 
 
 def derive_ciphers(secret: X25519PrivateKey, public: bytes, transcript: bytes) -> tuple[AESGCM, AESGCM]:

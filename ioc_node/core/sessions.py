@@ -19,6 +19,7 @@ from ioc_node.core.chance import Chance
 from ioc_node.core.rates import Rate, RateTable
 from ioc_node.core.session import (
     Attempt,
+    Challenged,
     Failed,
     Lost,
     Opened,
@@ -150,6 +151,7 @@ class Sessions:
         self._by_remote.pop(session.remote_id, None)
         if self._by_node.get(session.node_id) is session:
             del self._by_node[session.node_id]
+        session.elder = None
 
     def send(self, session: Session, data: bytes, out: Outbox) -> None:
         """Send one message (at most `PLAINTEXT_BYTES_MAX` bytes). A responder's first becomes the ACCEPT."""
@@ -284,7 +286,9 @@ class Sessions:
         )  # fmt: skip
         return session, opening.message
 
-    def _on_whoareyou(self, data: bytes, address: Address, now: float, out: Outbox) -> Failed | None:
+    def _on_whoareyou(
+        self, data: bytes, address: Address, now: float, out: Outbox
+    ) -> Challenged | Failed | None:
         who = wire.decode_whoareyou(data)
         attempt = self._attempts.get(who.session_id)
         if attempt is None or attempt.address != address or attempt.nonce != who.nonce or attempt.key:
@@ -295,7 +299,7 @@ class Sessions:
             self.abandon(attempt)
             return Failed(attempt, error)
         out.append(SendDatagram(attempt.packet, address))
-        return None
+        return Challenged(attempt)
 
     def _shake(self, attempt: Attempt, who: wire.Whoareyou, now: float) -> bytes:
         """Check the challenge and build the HANDSHAKE."""
@@ -377,6 +381,12 @@ class Sessions:
         session.heard = now
         self._sessions[session.local_id] = session
         self._by_remote[session.remote_id] = session
+        # Both ends may have begun one at once, so the one before is kept too; no peer gets a third.
+        elder = self._by_node.get(session.node_id)
+        if elder is not None and elder.elder is not None:
+            self.drop(elder.elder)
+            elder.elder = None
+        session.elder = elder
         self._by_node[session.node_id] = session
         if len(self._sessions) > SESSIONS_MAX:
             self.drop(next(iter(self._sessions.values())))

@@ -30,8 +30,12 @@ SWEEP_SECONDS_FIRST: Final = 2.0
 SWEEP_SECONDS_MAX: Final = 60.0
 SWEEP_PAGES_MAX: Final = 64
 SWEEP_TRIES: Final = 3
+PING_SECONDS: Final = 30.0
+"""A ping that is on its way is not sent again for so long."""
 AGAIN_SECONDS: Final = 30.0
-FAILURES_MAX: Final = 6
+AGAIN_SECONDS_MAX: Final = 480.0
+FAILURES_MAX: Final = 24
+"""A lost server is tried again for about three hours."""
 
 
 class Upkeep:
@@ -44,7 +48,6 @@ class Upkeep:
         self._swept = False
         self._sweeping = False
         self._interval = SWEEP_SECONDS_FIRST
-        self._failures: dict[bytes, int] = {}
 
     def start(self, now: float) -> None:
         self._dht.after(ROUND_SECONDS * (0.5 + self._dht.chance.random()), self._round, now)
@@ -63,7 +66,6 @@ class Upkeep:
     def on_verified(self, node_id: bytes, now: float) -> None:
         """A server entered the table."""
         self._candidates.discard(node_id)
-        self._failures.pop(node_id, None)
         if not self._swept and not self._sweeping:
             self._sweeping = True
             self._dht.after(0.0, self._begin_sweep, now)
@@ -91,7 +93,9 @@ class Upkeep:
         self._verifying -= 1
         failures = candidate.failures
         if not answered and 0 < failures < FAILURES_MAX:
-            self._candidates.add(candidate.contact, now + AGAIN_SECONDS * 2**failures, failures + 1)
+            self._candidates.add(
+                candidate.contact, now + min(AGAIN_SECONDS * 2**failures, AGAIN_SECONDS_MAX), failures + 1
+            )
         self.verify(now, out)
 
     def swept(self, complete: bool, now: float, out: Outbox) -> None:
@@ -128,14 +132,10 @@ class Upkeep:
                 peer.heard = max(peer.heard, session.heard)
             if now - peer.heard > LIVENESS_SECONDS:
                 pings += 1
-                peer.heard = now - LIVENESS_SECONDS + ROUND_SECONDS * TRY_ROUNDS
+                peer.heard = now - LIVENESS_SECONDS + PING_SECONDS
                 dht.begin(
                     PingOperation(dht, dht.own_number(), now, peer.contact.address, peer.node_id), now, out
                 )
-
-
-TRY_ROUNDS: Final = 6
-"""Rounds until a ping that is on its way would be sent again."""
 
 
 class _Verification(PingOperation):

@@ -36,7 +36,7 @@ def record_of(
     *,
     issued: int = UNIX,
     seconds: int = 86400,
-    label: str = "",
+    labels: tuple[tuple[str, str], ...] = (),
 ) -> Signed:
     """A small signed record."""
     record = ResourceRecord(
@@ -48,7 +48,7 @@ def record_of(
         place=Place("cn", cid.split("/")[2], "az1"),
         cpu=Cpu("x86_64", "test", 8, 16),
         memory_mib=1024,
-        labels=(("note", label),) if label else (),
+        labels=labels,
     )
     return sign(key, record)
 
@@ -61,7 +61,7 @@ def delegate(
     until: int = UNIX + 86400,
 ) -> Signed:
     """One link of a chain."""
-    return sign(issuer, Delegation(public_bytes(subject), prefix, roles, UNIX - 10, until))
+    return sign(issuer, Delegation(public_bytes(subject), prefix, roles, min(UNIX, until) - 1000, until))
 
 
 class Network:

@@ -5,11 +5,10 @@ does.
 import random
 
 import pytest
-from staple import NETWORK, UNIX, Network, delegate, key_of
 
 from ioc_node.core import challenge, sessions
 from ioc_node.core.events import PingReport, PingStarted
-from ioc_node.core.session import Failed, Lost, Opened, Received, SendDatagram
+from ioc_node.core.session import Challenged, Failed, Lost, Opened, Received, SendDatagram
 from ioc_node.core.sessions import Sessions
 from ioc_node.core.trust import Trust
 from ioc_node.errors import PeerUnreachable
@@ -17,6 +16,7 @@ from ioc_wire import dht as wire
 from ioc_wire.errors import BrokenChain, RoleNotGranted, UnknownNetwork, WireError, WrongPeer
 from ioc_wire.identity import node_id_of
 from ioc_wire.signed import public_bytes
+from tests.core.staple import NETWORK, UNIX, Network, delegate, key_of
 
 ALICE, BOB, CAROL = ("10.0.0.1", 1), ("10.0.0.2", 2), ("10.0.0.3", 3)
 KINDS = {1: "KNOCK", 2: "WHOAREYOU", 3: "HANDSHAKE", 4: "ACCEPT", 5: "MESSAGE", 6: "REFUSED"}
@@ -41,7 +41,7 @@ def shake_hands(alice: Sessions, bob: Sessions) -> tuple[Opened, Received, list[
     knock = take(out)
     assert bob.receive(knock, ALICE, 0.0, out) is None
     who = take(out)
-    assert alice.receive(who, BOB, 0.0, out) is None
+    assert isinstance(alice.receive(who, BOB, 0.0, out), Challenged)
     shake = take(out)
     received = bob.receive(shake, ALICE, 0.0, out)
     assert isinstance(received, Received)
@@ -243,6 +243,14 @@ def test_the_session_table_forgets_the_least_recently_used(monkeypatch: pytest.M
     assert len(bob) == 3
     assert bob.with_node(alice.node_id, 0.0) is not None
     assert bob.with_node(sessions_of("carol").node_id, 0.0) is None
+
+
+def test_no_peer_gets_more_than_two_sessions() -> None:
+    net = Network()
+    alice, bob = net.add("alice"), net.add("bob")
+    for number in range(6):
+        assert isinstance(net.result(alice, PingStarted(number, bob, None)), PingReport)
+    assert len(net.nodes[alice].sessions) == len(net.nodes[bob].sessions) == 2
 
 
 def test_sessions_are_renewed_and_end() -> None:
