@@ -4,7 +4,6 @@ Every mistake ends in one line that names the file, the key and what was expecte
 """
 
 import json
-import re
 import tomllib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, Final, Self, TypeVar
 
 import msgspec
 
+from ioc_node.config import convert_document
 from ioc_node.errors import ConfigError, UsageError
 from ioc_wire.bulk import BlobId, format_blob_id, parse_blob_id
 from ioc_wire.errors import BadTask, WireError
@@ -37,7 +37,6 @@ Definition = TaskDefinition | WorkflowDefinition
 AddFile = Callable[[Path], Awaitable[BlobId]]
 
 _T = TypeVar("_T", bound=TaskDefinition)
-_AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<where>[^`]*)`)?$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class TaskSpec:
     def parse(cls, document: Mapping[str, Any], *, folder: Path, source: str = "task") -> Self:
         """The spec in a parsed document; one with a `tasks` key is a workflow. Raises as `load` does."""
         kind: Any = WorkflowDefinition if "tasks" in document else TaskDefinition
-        definition = _convert(document, kind, source)
+        definition: Definition = convert_document(document, kind, source)
         return cls.of(definition, folder=folder, source=source)
 
     @classmethod
@@ -231,27 +230,3 @@ def _read_document(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected an object at the top, got {type(document).__name__}")
     return document
-
-
-def _convert(document: Mapping[str, Any], kind: type[Definition], source: str) -> Definition:
-    try:
-        return msgspec.convert(document, kind, strict=True)
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise ConfigError(f"{source}: {_explain(str(error))}") from None
-
-
-def _explain(message: str) -> str:
-    """msgspec's words, with the key in front: `resources.cores: expected float, got str`."""
-    match = _AT.match(message)
-    what, where = (match["what"], match["where"] or "$") if match else (message, "$")
-    key = where.removeprefix("$").removeprefix(".")
-    unknown = re.match(r"Object contains unknown field `(.*)`$", what)
-    if unknown:
-        full = f"{key}.{unknown[1]}" if key else unknown[1]
-        return f"{full}: unknown key; the spelling is wrong or it belongs elsewhere"
-    missing = re.match(r"Object missing required field `(.*)`$", what)
-    if missing:
-        full = f"{key}.{missing[1]}" if key else missing[1]
-        return f"{full}: missing; this key is required"
-    words = what.replace("`", "")
-    return f"{key or 'document'}: {words[:1].lower()}{words[1:]}"

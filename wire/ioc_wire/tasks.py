@@ -274,10 +274,14 @@ class CancelTask(Message, tag=44, frozen=True):
 
 
 class SettleTask(Message, tag=45, frozen=True):
-    """The countersigned receipt; the provider stores it and may then forget the outputs. Idempotent. Answer: `Done`."""
+    """The countersigned receipt, which the provider stores. Idempotent. Answer: `Done`.
+
+    With `forget` the outputs are no longer needed either; else the provider keeps them for its retention time.
+    """
 
     task: Digest
     receipt: Signed
+    forget: bool = False
 
 
 class GrantOutput(Message, tag=46, frozen=True):

@@ -1,0 +1,30 @@
+"""What the task story needs from its neighbours: offers, links to peers, and blobs that move."""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from ioc_node.bulk.transfers import BulkEndpoint, Renew, TransferReport
+from ioc_node.runtime.links import Link
+from ioc_wire.bulk import Ticket
+from ioc_wire.market import Contact, Demand, OffersFound
+
+Find = Callable[[Demand, str], Awaitable[OffersFound]]
+"""Ask a core node: `find(demand, policy)`. Raises `PeerUnreachable` where none answers, or a wire error."""
+Connect = Callable[[Contact], Awaitable[Link]]
+"""An open link to a peer, dialled where there is none. Raises `PeerUnreachable` or a wire error."""
+
+
+class BlobExchange:
+    """Blobs between this node and others. `hosts` are the names under which others reach this node's bulk port."""
+
+    def __init__(self, bulk: BulkEndpoint, hosts: Sequence[str]) -> None:
+        self._bulk = bulk
+        self._hosts = tuple(hosts)
+        self.blobs = bulk.store
+
+    def issue(self, blob: bytes, reader: bytes) -> Ticket:
+        """Let `reader` (a public key) fetch a blob that is here. Raises `NotFound` or `Busy`."""
+        return self._bulk.issue_ticket(blob, reader, hosts=self._hosts)
+
+    async def fetch(self, ticket: Ticket, *, renew: Renew | None = None) -> TransferReport:
+        """Bring a blob here, verified. Raises as `BulkEndpoint.fetch` does."""
+        return await self._bulk.fetch(ticket, renew=renew)

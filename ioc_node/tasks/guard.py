@@ -1,0 +1,44 @@
+"""The line between one task's story and the node that tells it."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from ioc_node.errors import NodeError
+from ioc_wire.errors import WireError
+
+_log = structlog.get_logger()
+
+
+class Fault:
+    """What ended a contained story; `text` is one line, empty where nothing went wrong."""
+
+    text: str = ""
+
+
+@contextmanager
+def contained_story(what: str, **about: str) -> Iterator[Fault]:
+    """Run one story so that its failure stays its own.
+
+    Faults that have a name end the story with their line. A bug ends it too, with a log line that says where it is:
+    hundreds of other tasks share this process, and one KeyError must not end them. Cancellation passes.
+    """
+    fault = Fault()
+    try:
+        yield fault
+    except Exception as error:  # noqa: BLE001 - the last resort described above
+        error = _sole(error)
+        fault.text = str(error) or type(error).__name__
+        if not isinstance(error, WireError | NodeError):
+            frames = traceback.extract_tb(error.__traceback__)
+            place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
+            fault.text = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
+            _log.error("story_crashed", story=what, error=fault.text, place=place, **about)
+
+
+def _sole(error: Exception) -> Exception:
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,193 @@
+"""What the task tests share: whole nodes on loopback (links, bulk, journal, sandbox), and a market to find them."""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ioc_bootstrap.network import Network
+from ioc_node.bulk.blobs import BlobStore
+from ioc_node.bulk.transfers import open_bulk
+from ioc_node.config import TasksConfig
+from ioc_node.executors.executor import load_executors
+from ioc_node.market.leases import Capacity, LeaseBook
+from ioc_node.metering.ledger import Ledger
+from ioc_node.runtime.links import Handlers, Link, LinkSettings, open_links
+from ioc_node.runtime.store import Store, open_store
+from ioc_node.tasks.consume import Consumer
+from ioc_node.tasks.exchange import BlobExchange
+from ioc_node.tasks.keeper import Keeper
+from ioc_node.tasks.provide import Provider
+from ioc_node.tasks.staging import Workshop
+from ioc_node.tasks.workflow import Workflows
+from ioc_wire.market import Contact, Demand, Offer, OffersFound, Removal
+from ioc_wire.messages import NODE_CODEC
+from ioc_wire.records import Cpu, Place, ResourceRecord, StatusRow
+from ioc_wire.signed import public_bytes, sign
+from ioc_wire.tasks import ExecutorStep, Limits, Output, Resources, TaskDefinition
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+QUICK = LinkSettings(handshake_seconds=2.0, dial_seconds=2.0, close_seconds=0.2)
+NETWORK = Network(
+    name="testnet", network_id=bytes(32), admission="open", root_keys=frozenset({bytes(32)}), threshold=1
+)
+SETTINGS = TasksConfig(lost_contact_seconds=1.5, lease_seconds=5.0)
+
+
+def key_of(name: str) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(name.encode().ljust(32, b"."))
+
+
+class TaskNode:
+    """One node with both sides of the task story. Made by `open_task_node`."""
+
+    def __init__(self, name: str, home: Path, port: int) -> None:
+        self.name = name
+        self.home = home
+        self.key = key_of(name)
+        self.public = public_bytes(self.key)
+        self.port = port
+        self.scope = trio.CancelScope()
+        self.store: Store
+        self.exchange: BlobExchange
+        self.book: LeaseBook
+        self.provider: Provider
+        self.consumer: Consumer
+        self.workflows: Workflows
+        self.ledger: Ledger
+        self.keeper: Keeper
+
+    @property
+    def contact(self) -> Contact:
+        return Contact(self.public, "127.0.0.1", self.port)
+
+
+class Town:
+    """All nodes of a test, and their market: offers in order of name, from whoever is in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.nodes: dict[str, TaskNode] = {}
+        self.offered: dict[str, Capacity] = {}
+        self.contacts: dict[str, Contact] = {}
+        self.removals: tuple[Removal, ...] = ()
+        self.asked = 0
+
+    async def find(self, demand: Demand, policy: str) -> OffersFound:
+        self.asked += 1
+        offers = [self.offer(name) for name in sorted(self.offered)]
+        return OffersFound(tuple(offers), len(offers) + len(self.removals), self.removals, bytes(32))
+
+    def offer(self, name: str) -> Offer:
+        capacity = self.offered[name]
+        record = ResourceRecord(
+            cid=cid_of(name),
+            version=1,
+            issued=0,
+            expires=1,
+            type="node",
+            place=Place("cn", "3301", "az1"),
+            cpu=Cpu("x86_64", "", capacity.cores_milli // 1000, capacity.cores_milli // 1000),
+            memory_mib=capacity.memory_mib,
+        )
+        return Offer(
+            sign(key_of(name), record), self.contacts[name], StatusRow(0, 0, 0), capacity.price_micro
+        )
+
+    @asynccontextmanager
+    async def open_node(
+        self, name: str, *, capacity: Capacity | None = None, port: int = 0, settings: TasksConfig = SETTINGS
+    ) -> AsyncIterator[TaskNode]:
+        """A running node; with a capacity it provides. Its folder is kept from one opening to the next."""
+        home = self.folder / name
+        home.mkdir(exist_ok=True)
+        node = TaskNode(name, home, port)
+        async with AsyncExitStack() as stack:
+            node.store = stack.enter_context(open_store(home / "node.db"))
+            blobs = BlobStore(home / "blobs")
+            bulk = await stack.enter_async_context(open_bulk(blobs, node.key))
+            handlers = Handlers()
+            capacities = {} if capacity is None else {cid_of(name): capacity}
+            node.ledger = Ledger(node.store)
+            node.keeper = Keeper(node.store, blobs)
+            node.exchange = BlobExchange(bulk, ["127.0.0.1"])
+            node.book = LeaseBook(node.store, node.key, capacities, lease_seconds=int(settings.lease_seconds))
+            node.provider = Provider(
+                key=node.key,
+                home=home,
+                store=node.store,
+                book=node.book,
+                workshop=Workshop(node.exchange, {"wasm": WASM}),
+                exchange=node.exchange,
+                keeper=node.keeper,
+                ledger=node.ledger,
+                settings=settings,
+            )
+            node.provider.serve_on(handlers)
+            links = await stack.enter_async_context(
+                open_links(
+                    node.key,
+                    NETWORK,
+                    host="127.0.0.1",
+                    port=port,
+                    codec=NODE_CODEC,
+                    handlers=handlers,
+                    settings=QUICK,
+                )
+            )
+            node.port = links.port
+
+            async def connect(contact: Contact) -> Link:
+                return await links.connect((contact.host, contact.port), contact.key)
+
+            node.consumer = Consumer(
+                key=node.key,
+                store=node.store,
+                exchange=node.exchange,
+                keeper=node.keeper,
+                ledger=node.ledger,
+                find=self.find,
+                connect=connect,
+                settings=settings,
+                rng=random.Random(1),
+            )
+            node.workflows = Workflows(node.store, node.consumer)
+            self.nodes[name] = node
+            self.contacts[name] = node.contact
+            if capacity is not None:
+                self.offered[name] = capacity
+            async with trio.open_nursery() as nursery:
+                await nursery.start(node.provider.run)
+                await nursery.start(node.consumer.run)
+                await nursery.start(node.workflows.run)
+                yield node
+                nursery.cancel_scope.cancel()
+
+
+WASM = load_executors()[0]["wasm"]
+
+
+def cid_of(name: str) -> str:
+    return f"ioc:p2p.n0.k{'a' * 52}/gen/3301/az1/{name}"
+
+
+def capacity_of(cores: int = 2, price_micro: int = 3_600_000) -> Capacity:
+    return Capacity(cores * 1000, 4096, 4096, runtimes=("wasm",), price_micro=price_micro)
+
+
+def task_of(
+    program: str, *argv: str, name: str = "t", outputs: tuple[str, ...] = (), **more: object
+) -> TaskDefinition:
+    """A task that runs one of the example programs."""
+    task = TaskDefinition(
+        name=name,
+        executor=ExecutorStep(runtime="wasm", program=f"file:{EXAMPLES / program}", command=(name, *argv)),
+        outputs=tuple(Output(path=path) for path in outputs),
+        resources=Resources(cores=1, memory_mib=64, disk_mib=64),
+        limits=Limits(wall_seconds=60),
+    )
+    return msgspec.structs.replace(task, **more)
