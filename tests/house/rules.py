@@ -22,7 +22,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
         "ioc_bootstrap",
         "ioc_node.errors",
         "ioc_node.core",
-        "ioc_node.config",
+        "ioc_node.config ioc_node.api",
         "ioc_node.runtime",
         "ioc_node.bulk ioc_node.executors ioc_node.collectors ioc_node.market ioc_node.metering",
         "ioc_node.tasks",
@@ -33,7 +33,8 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
     )
 )
 """Ground floor first. A room may import rooms of lower floors and itself; rooms of one floor don't know each other
-(except that the facades `ioc_node`, `aio` and `sync` are one). `ioc_node` alone stands for its `__init__`."""
+(except the parts of one composition, below). `ioc_node` alone stands for its `__init__`. A module directly in
+`ioc_node/` that is not named here is a part of `node`; a folder that is not named here is a fault."""
 
 FACADE: Final = frozenset({"ioc_node", "ioc_node.aio", "ioc_node.sync"})
 PURE: Final = frozenset({"ioc_wire", "ioc_node.core"})
@@ -73,7 +74,22 @@ def room_of(module: str) -> str:
 
 def floor_of(room: str) -> int | None:
     """The floor of a room, `None` where the table lacks it."""
+    if is_part_of_node(room):
+        room = "ioc_node.node"
     return next((floor for floor, rooms in enumerate(LAYERS) if room in rooms), None)
+
+
+def is_part_of_node(room: str) -> bool:
+    """Whether `room` is a single module beside `node.py` that the table does not name."""
+    package, _, name = room.partition(".")
+    named = any(room in rooms for rooms in LAYERS)
+    return package == "ioc_node" and not named and (PACKAGES[package] / f"{name}.py").is_file()
+
+
+def is_one_composition(own: str, other: str) -> bool:
+    """Whether two rooms may import each other though they share a floor."""
+    parts = {own, other} - {"ioc_node.node"}
+    return {own, other} <= FACADE or all(is_part_of_node(part) for part in parts)
 
 
 def imported(source: Source) -> Iterator[tuple[ast.stmt, str]]:
@@ -106,7 +122,7 @@ def layer_faults(source: Source, rooms: frozenset[str]) -> list[str]:
         if other not in rooms:
             other = name.split(".")[0]
         floor = floor_of(other)
-        allowed = other == own or {own, other} <= FACADE or (floor is not None and floor < own_floor)
+        allowed = other == own or is_one_composition(own, other) or (floor is not None and floor < own_floor)
         if not allowed:
             faults.append(f"{source.module}:{node.lineno}: {own} imports {other}, arrows only go left")
     return faults
