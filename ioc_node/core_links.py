@@ -1,0 +1,76 @@
+"""Links to core nodes, for whoever needs an answer from one: any will do, the next one takes over.
+
+Core nodes are those that this node is linked with, those that they name, and those remembered from earlier.
+"""
+
+from typing import Final
+
+import structlog
+import trio
+
+from ioc_node.errors import PeerUnreachable
+from ioc_node.runtime.gossip import contact_of, is_core
+from ioc_node.runtime.links import Link, LinkEndpoint
+from ioc_wire.errors import WireError
+from ioc_wire.gossip import ExchangePeers, PeersKnown
+from ioc_wire.market import Contact
+
+CONTACTS_MAX: Final = 64
+EXCHANGE_SECONDS: Final = 5.0
+DIAL_SECONDS: Final = 3.0
+
+_log = structlog.get_logger()
+
+
+class CoreLinks:
+    """Knows core nodes and finds a living one."""
+
+    def __init__(self, links: LinkEndpoint) -> None:
+        self._links = links
+        self._contacts: dict[bytes, Contact] = {}
+        links.on_link_up(self._note)
+        for link in links.links.values():
+            self._note(link)
+
+    @property
+    def contacts(self) -> tuple[Contact, ...]:
+        return tuple(self._contacts.values())
+
+    def linked(self) -> list[Link]:
+        """Open links to core nodes: regional and industry nodes first, since there are more of them."""
+        found = [link for link in self._links.links.values() if is_core(link) and not link.closed.is_set()]
+        return sorted(found, key=lambda link: ("national" in link.peer.roles, link.peer.key))
+
+    async def any(self, *, but: frozenset[bytes] = frozenset()) -> Link:
+        """A link to a core node, dialed where there is none. Raises `PeerUnreachable`."""
+        for link in self.linked():
+            if link.peer.key not in but:
+                return link
+        for contact in list(self._contacts.values()):
+            if contact.key in but:
+                continue
+            try:
+                with trio.fail_after(DIAL_SECONDS):
+                    return await self._links.connect((contact.host, contact.port), contact.key)
+            except (WireError, PeerUnreachable, trio.TooSlowError) as error:
+                _log.debug("core_unreachable", host=contact.host, port=contact.port, error=str(error))
+        raise PeerUnreachable("no core node can be reached now; `ioc-node status` shows how joining stands")
+
+    async def learn(self, link: Link) -> None:
+        """Ask a core node for others."""
+        with trio.move_on_after(EXCHANGE_SECONDS):
+            try:
+                known = await link.request(ExchangePeers(), PeersKnown)
+            except (WireError, PeerUnreachable) as error:
+                _log.debug("exchange_failed", peer=link.peer.name, error=str(error))
+                return
+            for contact in known.core:
+                self._know(contact)
+
+    def _note(self, link: Link) -> None:
+        if is_core(link) and (contact := contact_of(link)) is not None:
+            self._know(contact)
+
+    def _know(self, contact: Contact) -> None:
+        if contact.key in self._contacts or len(self._contacts) < CONTACTS_MAX:
+            self._contacts[contact.key] = contact

@@ -1,0 +1,118 @@
+"""A provider's identifiers: signed, put into the DHT, entered in its catalogue, and kept current."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+import structlog
+
+from ioc_node.api import RegisteredRow
+from ioc_node.core.own_catalogue import OwnCatalogue
+from ioc_node.errors import NodeError
+from ioc_node.market.leases import Amounts, LeaseBook
+from ioc_node.resources import RecordSigner, Resource
+from ioc_node.runtime.dht import Dht
+from ioc_node.runtime.home import Home
+from ioc_wire.errors import WireError
+from ioc_wire.identity import format_node_id
+from ioc_wire.records import StatusRow
+from ioc_wire.signed import Signed
+
+REFUSALS_SHOWN_MAX: Final = 8
+
+_log = structlog.get_logger()
+
+
+class Registrar:
+    """Signs this provider's records and has them stored; `home` publishes the same records to the core nodes."""
+
+    def __init__(
+        self,
+        resources: Sequence[Resource],
+        *,
+        signer: RecordSigner,
+        chain: tuple[Signed, ...],
+        own: OwnCatalogue,
+        book: LeaseBook,
+    ) -> None:
+        self.resources = tuple(resources)
+        self._signer = signer
+        self._chain = chain
+        self._own = own
+        self._book = book
+        self._home: Home | None = None
+
+    def enter_catalogue(self) -> None:
+        """Sign all records into the own catalogue; identifiers that are no longer configured leave a tombstone."""
+        for resource in self.resources:
+            self._sign(resource)
+        names = {resource.cid for resource in self.resources}
+        for cid in [cid for cid in self._own.records() if cid not in names]:
+            self._own.withdraw(cid)
+            _log.info("withdrawn", cid=cid)
+
+    def publish(self, dht: Dht, home: Home) -> None:
+        """Keep every record stored in the DHT from now on; a re-signed one goes to the core nodes too."""
+        self._home = home
+        for resource in self.resources:
+            dht.publish(resource.cid, partial(self._resign, resource))
+
+    def _resign(self, resource: Resource) -> tuple[Signed, tuple[Signed, ...]]:
+        return self._sign(resource), self._chain
+
+    async def register_now(self, dht: Dht) -> tuple[RegisteredRow, ...]:
+        """Store all records at once, and tell who took and who refused them."""
+        return tuple([await self._register(dht, resource) for resource in self.resources])
+
+    async def _register(self, dht: Dht, resource: Resource) -> RegisteredRow:
+        record = self._sign(resource)
+        version = self._signer.version_of(resource.cid)
+        try:
+            report = await dht.put(record, self._chain)
+        except (WireError, NodeError) as error:
+            return RegisteredRow(resource.cid, version, 0, (str(error),))
+        refused = tuple(
+            f"{format_node_id(contact.node_id)[:11]}: {fault}" for contact, fault in report.refused
+        )
+        return RegisteredRow(resource.cid, version, len(report.stored), refused[:REFUSALS_SHOWN_MAX])
+
+    def _sign(self, resource: Resource) -> Signed:
+        now = time.time()
+        record = self._signer.sign(resource.description, now=now)
+        self._own.put(record, unix=now)
+        if self._home is not None:
+            self._home.catalogue_changed()
+        return record
+
+    def status_rows(self) -> list[StatusRow]:
+        """What is free now, per slot. An aggregate shows the sum of the hosts below it, where it has any."""
+        free = {each.cid: self._book.free(each.cid) for each in self.resources if each.type == "node"}
+        queued = len(self._book.held())
+        rows = []
+        for resource in self.resources:
+            slot = self._own.slot_of(resource.cid)
+            if slot is None:
+                continue
+            amounts = free.get(resource.cid) or _sum_below(resource.cid, free)
+            rows.append(
+                StatusRow(
+                    slot=slot,
+                    free_cores_milli=amounts.cores_milli,
+                    free_memory_mib=amounts.memory_mib,
+                    free_accelerators_milli=amounts.devices_milli[:8],
+                    queued=queued,
+                    price_micro=resource.capacity.price_micro,
+                )
+            )
+        return rows
+
+
+def _sum_below(cid: str, free: dict[str, Amounts]) -> Amounts:
+    below = [amounts for name, amounts in free.items() if name.startswith(cid + "/")]
+    return Amounts(
+        sum(each.cores_milli for each in below),
+        sum(each.memory_mib for each in below),
+        sum(each.disk_mib for each in below),
+        (),
+    )

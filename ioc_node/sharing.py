@@ -1,0 +1,158 @@
+"""Blobs that this node's owner shares by hand, and blobs that it asks others for.
+
+What was added here may be read by every member of the network that knows its name; the name is a 256-bit hash that
+nobody guesses. Inputs and outputs of tasks are not shared this way: their parties exchange tickets.
+"""
+
+import time
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+import structlog
+import trio
+
+from ioc_node.api import Added, Got, TransferRow
+from ioc_node.bulk.transfers import BulkEndpoint, TransferReport
+from ioc_node.errors import NodeError, PeerUnreachable, RequestRefused, UsageError
+from ioc_node.runtime.dht import Dht
+from ioc_node.runtime.link_handlers import Handlers
+from ioc_node.runtime.links import Link, LinkEndpoint
+from ioc_node.runtime.store import Store
+from ioc_node.tasks.keeper import BY_HAND, Keeper
+from ioc_wire.bulk import RequestTicket, Ticket, TicketIssued, format_blob_id
+from ioc_wire.dht import HolderRecord
+from ioc_wire.errors import NotFound, WireError
+from ioc_wire.identity import format_node_id, node_id_of
+
+TRANSFERS_KEPT_MAX: Final = 256
+ANNOUNCE_SECONDS: Final = 24 * 3600
+ANNOUNCE_AGAIN_SECONDS: Final = 6 * 3600
+SHARED_MAX: Final = 100_000
+
+_SCHEMA: Final = (
+    "CREATE TABLE IF NOT EXISTS shared_blobs (blob BLOB PRIMARY KEY, added INTEGER NOT NULL) WITHOUT ROWID",
+)
+_log = structlog.get_logger()
+
+
+class SharedBlobs:
+    """Adds, announces, hands out and fetches blobs."""
+
+    def __init__(
+        self, store: Store, bulk: BulkEndpoint, dht: Dht, keeper: Keeper, *, host: str, port: int
+    ) -> None:
+        store.require("shared_blobs", _SCHEMA)
+        self._store = store
+        self._bulk = bulk
+        self._dht = dht
+        self._keeper = keeper
+        self._host = host
+        self._port = port
+        self.transfers: deque[TransferRow] = deque(maxlen=TRANSFERS_KEPT_MAX)
+
+    def register(self, handlers: Handlers) -> None:
+        """Answer peers that ask for a ticket; before links are opened."""
+        handlers.serve(RequestTicket, self._on_request)
+
+    async def _on_request(self, link: Link, message: RequestTicket) -> TicketIssued:
+        if not self._is_shared(message.blob):
+            raise NotFound(f"blob {format_blob_id(message.blob)} is not shared here")
+        return TicketIssued(self._bulk.issue_ticket(message.blob, link.peer.key, hosts=(self._host,)))
+
+    def _is_shared(self, blob: bytes) -> bool:
+        rows = self._store.fetch("SELECT 1 FROM shared_blobs WHERE blob = ?", (blob,))
+        return bool(rows) and self._bulk.store.has(blob)
+
+    async def add(self, path: Path, *, announce: bool) -> Added:
+        """Copy a file into the store, share it and tell the DHT. Raises `UsageError` or `StorageFull`."""
+        started = trio.current_time()
+        try:
+            info = await self._bulk.store.add_file(path)
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
+        (count,) = self._store.fetch("SELECT count(*) FROM shared_blobs")[0]
+        if count >= SHARED_MAX:
+            raise UsageError(f"{SHARED_MAX} blobs are shared here already")
+        with self._store.transaction():
+            self._store.execute(
+                "INSERT OR REPLACE INTO shared_blobs VALUES (?, ?)", (info.blob, int(time.time()))
+            )
+            self._keeper.hold((info.blob,), BY_HAND)
+        told = await self._announce(info.blob) if announce else 0
+        elapsed_ms = (trio.current_time() - started) * 1000
+        return Added(info.blob, info.size, told, elapsed_ms)
+
+    async def _announce(self, blob: bytes) -> int:
+        try:
+            report = await self._dht.announce(blob, self._host, self._port, ANNOUNCE_SECONDS)
+        except (WireError, NodeError) as error:
+            _log.warning("announce_failed", blob=format_blob_id(blob), reason=str(error))
+            return 0
+        return len(report.stored)
+
+    async def keep_announced(self) -> None:
+        """Announce everything that is shared again and again, until cancelled."""
+        while True:
+            await trio.sleep(ANNOUNCE_AGAIN_SECONDS)
+            for (blob,) in self._store.fetch("SELECT blob FROM shared_blobs ORDER BY blob"):
+                await self._announce(blob)
+
+    async def get(self, blob: bytes, path: Path, links: LinkEndpoint) -> Got:
+        """Bring a blob here from whoever holds it, and write it to `path`.
+
+        Raises `NotFound`, `UsageError` where `path` cannot be written, `StorageFull`, or why the last holder failed.
+        """
+        if self._bulk.store.has(blob):
+            report = TransferReport(
+                blob, self._bulk.store.size(blob), 0, 0, 0.0, "local", "the blob is already here"
+            )
+            holder = ""
+        else:
+            report, holder = await self._fetch(blob, links)
+        try:
+            await self._bulk.store.export(blob, path)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+        return Got(
+            blob, report.size, report.bytes_moved, report.seconds, report.transport, report.reason, holder
+        )  # fmt: skip
+
+    async def _fetch(self, blob: bytes, links: LinkEndpoint) -> tuple[TransferReport, str]:
+        found = await self._dht.holders(blob)
+        failures = []
+        for key, holder in found.holders:
+            name = format_node_id(node_id_of(key))
+            try:
+                report = await self._fetch_from(blob, key, holder, links)
+            except (WireError, PeerUnreachable) as error:
+                failures.append(f"{name[:11]}: {error}")
+                continue
+            self.note(report, name)
+            return report, name
+        raise RequestRefused(
+            f"none of {len(failures)} holders gave {format_blob_id(blob)}: {'; '.join(failures)}"
+        )
+
+    async def _fetch_from(
+        self, blob: bytes, key: bytes, holder: HolderRecord, links: LinkEndpoint
+    ) -> TransferReport:
+        async def ticket() -> Ticket:
+            link = await links.connect((holder.host, holder.port), key)
+            return (await link.request(RequestTicket(blob), TicketIssued)).ticket
+
+        return await self._bulk.fetch(await ticket(), renew=ticket)
+
+    def note(self, report: TransferReport, holder: str) -> None:
+        """Remember a transfer for `ioc-node` to show."""
+        row = TransferRow(
+            blob=report.blob,
+            size=report.size,
+            bytes_moved=report.bytes_moved,
+            seconds=report.seconds,
+            transport=report.transport,
+            reason=report.reason,
+            holder=holder,
+            ended=time.time(),
+        )
+        self.transfers.appendleft(row)
