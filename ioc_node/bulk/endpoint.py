@@ -28,6 +28,11 @@ CONNECTIONS_MAX: Final = 256
 CONNECTIONS_PER_HOST_MAX: Final = 64
 HANDSHAKE_SECONDS: Final = 10.0
 TOKEN_SECONDS: Final = 10
+QUIET_SECONDS: Final = 1.0
+"""After so long without a datagram a reader asks its holder for a sign of life."""
+SILENT_SECONDS_MAX: Final = 4.0
+"""Without an answer by then the holder is gone: its engine acknowledges a ping at once, however busy its
+disk."""
 INITIAL_BYTES_MIN: Final = 1200
 QUIC_VERSION_1: Final = 1
 SERVER_RECEIVED_BYTES_MAX: Final = 1 << 20
@@ -237,6 +242,7 @@ async def open_channel(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_read, udp, channel)
             nursery.start_soon(channel.drive)
+            nursery.start_soon(_keep_asking, channel)
             try:
                 channel.connect()
                 await channel.wait_ready()
@@ -263,3 +269,14 @@ async def _read(udp: UdpSocket, channel: Channel) -> None:
             return
         if received:
             channel.feed(received)
+
+
+async def _keep_asking(channel: Channel) -> None:
+    """A reader that waits for chunks has nothing to send, and would not notice that its holder has died."""
+    while not channel.ended:
+        await trio.sleep(QUIET_SECONDS)
+        silent_seconds = trio.current_time() - channel.heard_at
+        if silent_seconds >= SILENT_SECONDS_MAX:
+            channel.fail(TimeoutError(f"no sign of life for {silent_seconds:.0f} s"))
+        elif silent_seconds >= QUIET_SECONDS:
+            channel.ping()

@@ -85,6 +85,10 @@ class Pipe:
         """Queue stream bytes."""
         self._guard(self.connection.send_stream_data, stream, data, end)
 
+    def ping(self) -> None:
+        """Queue a PING."""
+        self._guard(self.connection.send_ping, 1)
+
     def close(self, code: int, reason: str) -> None:
         """Queue a CONNECTION_CLOSE."""
         self._guard(self.connection.close, code, None, reason)

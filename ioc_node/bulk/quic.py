@@ -42,6 +42,7 @@ class Channel:
         self.pipe = pipe
         self.peer = peer
         self.on_ids_changed: Callable[[bytes, bool], None] = lambda _id, _added: None
+        self.heard_at = trio.current_time()
         self._udp = udp
         self._received_bytes_max = received_bytes_max
         self._unsent: list[tuple[bytes, Address]] = []
@@ -126,6 +127,7 @@ class Channel:
     def feed(self, received: Sequence[Received]) -> None:
         """Take what came in from the socket."""
         now = trio.current_time()
+        self.heard_at = now
         try:
             for each in received:
                 self.pipe.feed(each, now)
@@ -133,6 +135,11 @@ class Channel:
             self._end(ChannelBroken(str(error)))
             return
         self._turn(now)
+
+    def ping(self) -> None:
+        """Ask for a sign of life; on a connected socket a closed port answers at once."""
+        if self._fault is None:
+            self._apply(self.pipe.ping)
 
     def connect(self) -> None:
         """Start a client's handshake."""
@@ -154,6 +161,8 @@ class Channel:
                 await trio.lowlevel.checkpoint()
             else:
                 await self._doze()
+            if self._fault is not None:
+                return
             now = trio.current_time()
             timer = self.pipe.timer()
             if timer is not None and now >= timer:

@@ -1,0 +1,1 @@
+"""Blobs, tickets, QUIC and offloads."""
