@@ -185,7 +185,7 @@ async def test_port_in_use_and_unknown_host_are_one_clear_line():
         ):
             async with open_node(2, port=alice.port):
                 pass
-    with pytest.raises(UsageError, match="cannot listen on no.such.host.invalid"):
+    with pytest.raises(UsageError, match=r"cannot listen on no\.such\.host\.invalid"):
         async with open_node(2, host="no.such.host.invalid"):
             pass
 
@@ -200,5 +200,5 @@ async def test_latency_of_a_request_and_of_connecting():
             begun = time.perf_counter()
             await link.request(Ask("x"))
             taken.append((time.perf_counter() - begun) * 1e3)
-        print(f"link request p50 {statistics.median(taken):.2f} ms, connect {connect_ms:.1f} ms")
+        print(f"link request p50 {statistics.median(taken):.2f} ms, connect {connect_ms:.1f} ms")  # noqa: T201
         assert statistics.median(taken) < 20
