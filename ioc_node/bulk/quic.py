@@ -110,11 +110,7 @@ class Channel:
     def close_nowait(self, reason: str = "") -> None:
         """Close at once."""
         if self._fault is None:
-            try:
-                self.pipe.close(0, reason)
-                self._send_due(trio.current_time())
-            except (EngineError, OSError):
-                pass
+            self._say_close(0, reason)
             self._end(ChannelBroken(f"connection to {self.peer[0]}:{self.peer[1]} was closed here"))
 
     # -- what the socket's reader and the drive do
@@ -132,7 +128,7 @@ class Channel:
             for each in received:
                 self.pipe.feed(each, now)
         except EngineError as error:
-            self._end(ChannelBroken(str(error)))
+            self._give_up(error)
             return
         self._turn(now)
 
@@ -184,7 +180,7 @@ class Channel:
         try:
             call(*args, **kwargs)
         except EngineError as error:
-            self._end(ChannelBroken(str(error)))
+            self._give_up(error)
             return
         self._turn(trio.current_time())
 
@@ -197,7 +193,7 @@ class Channel:
                 return
             self._more = self._send_due(now)
         except EngineError as error:
-            self._end(ChannelBroken(str(error)))
+            self._give_up(error)
             return
         except OSError as error:
             self._end(ChannelBroken(f"{self.peer[0]}:{self.peer[1]}: {error.strerror or error}"))
@@ -274,10 +270,20 @@ class Channel:
         buffered = self.pipe.buffered_bytes(STREAM)
         return buffered == 0 or buffered + count <= self.pipe.buffered_bytes_max
 
+    def _give_up(self, error: EngineError) -> None:
+        self._say_close(1, "cannot go on")
+        self._end(ChannelBroken(str(error)))
+
     def _abort(self, error: WireError) -> None:
-        self.pipe.close(error.code, str(error)[:200])
-        self._send_due(trio.current_time())
+        self._say_close(error.code, str(error)[:200])
         self._end(error)
+
+    def _say_close(self, code: int, reason: str) -> None:
+        try:
+            self.pipe.close(code, reason)
+            self._send_due(trio.current_time())
+        except (EngineError, OSError):
+            pass  # the peer will notice by itself
 
     def _end(self, fault: Exception) -> None:
         if self._fault is None:
