@@ -11,7 +11,7 @@ from ioc_node.tasks.guard import contained_story
 from ioc_node.tasks.journal import Errand, Journal
 from ioc_node.tasks.story import now_ms
 from ioc_wire.codec import Message, encode
-from ioc_wire.errors import Busy, Closing, RateLimited, RemoteFault, WireError
+from ioc_wire.errors import Busy, Closing, RateLimited, RemoteFault, TaskUnknown, WireError
 from ioc_wire.market import Contact
 
 PROVIDERS_MAX: Final = 16
@@ -96,6 +96,8 @@ class Courier:
                 if now_ms() - errand.written_ms > ERRAND_DAYS * 86_400_000:
                     _log.warning("errand_dropped", errand=what, error=str(error))
                     return True
+            except TaskUnknown:
+                return True  # the attempt never came to be there
             except WireError as error:
                 _log.warning("errand_refused", errand=what, error=str(error))
                 return True

@@ -12,6 +12,7 @@ from ioc_node.tasks.journal import AttemptRow, Journal
 from ioc_node.tasks.live import LiveTask
 from ioc_node.tasks.story import CHARGED, Ending, now_ms
 from ioc_wire.errors import WireError
+from ioc_wire.market import ReleaseLease
 from ioc_wire.tasks import CancelTask, SettleTask, TaskEvent, format_task_id
 
 _log = structlog.get_logger()
@@ -66,10 +67,13 @@ class Settling:
             self._journal.end(task.id, ending, now_ms(), None)
 
     def give_up(self, task: LiveTask, row: AttemptRow, reason: str) -> None:
-        """An attempt is superseded: whatever it still does is cancelled when its provider can be reached."""
+        """An attempt is superseded: its provider is told, when it can be reached, to stop it and free its lease."""
+        known = self._journal.attempts(task.id)[-1]
         with self._store.transaction():
             self._journal.set_phase(task.id, row.attempt, "over")
-            self._courier.send(row.provider, CancelTask(task.id, row.attempt, reason[:200]))
+            if known.phase == "started":
+                self._courier.send(row.provider, CancelTask(task.id, row.attempt, reason[:200]))
+            self._courier.send(row.provider, ReleaseLease(row.lease.lease))
         self._courier.wake(row.provider)
 
     def forget_outputs(self, task: LiveTask) -> None:

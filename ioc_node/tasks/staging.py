@@ -80,7 +80,7 @@ class Workshop:
         missing = [blob for blob in blobs_of(attempt.definition) if not self._blobs.has(blob)]
         for blob in missing:
             if blob not in tickets:
-                raise StagingFailed(f"there is no ticket for {format_blob_id(blob)}, which is not here")
+                raise StagingFailed(f"there is no ticket for {name_of(blob, attempt.definition)}")
         faults: list[str] = []
         room = trio.Semaphore(FETCHES_MAX)
         async with trio.open_nursery() as nursery:
@@ -103,7 +103,7 @@ class Workshop:
         try:
             moved = await self._exchange.fetch(ticket)
         except (WireError, NodeError, OSError) as error:
-            faults.append(f"{format_blob_id(ticket.blob)} could not be fetched: {error}")
+            faults.append(f"{name_of(ticket.blob, attempt.definition)} could not be fetched: {error}")
         else:
             attempt.meter.add_transfer_in(moved.bytes_moved)
             fetched(ticket.blob, moved)
@@ -191,6 +191,15 @@ class Workshop:
         with await trio.to_thread.run_sync(open_output, attempt.work_folder, path) as opened:
             info = await self._blobs.add_file(Path(f"/proc/self/fd/{opened.fileno()}"))
         return OutputBlob(path, info.blob, info.size)
+
+
+def name_of(blob: bytes, definition: TaskDefinition) -> str:
+    """What a blob is to a task, for people."""
+    url = BLOB + format_blob_id(blob)
+    for item in definition.inputs:
+        if item.url == url:
+            return f"input {item.path!r}"
+    return "the program"
 
 
 async def clear_folder(folder: Path) -> None:

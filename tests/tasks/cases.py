@@ -1,13 +1,15 @@
 """What the task tests share: whole nodes on loopback (links, bulk, journal, sandbox), and a market to find them."""
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from wasmtime import wat2wasm
 
 from ioc_bootstrap.network import Network
 from ioc_node.bulk.blobs import BlobStore
@@ -20,17 +22,18 @@ from ioc_node.runtime.links import Handlers, Link, LinkSettings, open_links
 from ioc_node.runtime.store import Store, open_store
 from ioc_node.tasks.consume import Consumer
 from ioc_node.tasks.exchange import BlobExchange
+from ioc_node.tasks.handle import TaskHandle
 from ioc_node.tasks.keeper import Keeper
 from ioc_node.tasks.provide import Provider
 from ioc_node.tasks.staging import Workshop
+from ioc_node.tasks.story import Ending
 from ioc_node.tasks.workflow import Workflows
 from ioc_wire.market import Contact, Demand, Offer, OffersFound, Removal
 from ioc_wire.messages import NODE_CODEC
 from ioc_wire.records import Cpu, Place, ResourceRecord, StatusRow
 from ioc_wire.signed import public_bytes, sign
-from ioc_wire.tasks import ExecutorStep, Limits, Output, Resources, TaskDefinition
+from ioc_wire.tasks import ExecutorStep, Input, Limits, Output, Resources, TaskDefinition, TaskEvent
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 QUICK = LinkSettings(handshake_seconds=2.0, dial_seconds=2.0, close_seconds=0.2)
 NETWORK = Network(
     name="testnet", network_id=bytes(32), admission="open", root_keys=frozenset({bytes(32)}), threshold=1
@@ -179,15 +182,83 @@ def capacity_of(cores: int = 2, price_micro: int = 3_600_000) -> Capacity:
     return Capacity(cores * 1000, 4096, 4096, runtimes=("wasm",), price_micro=price_micro)
 
 
-def task_of(
-    program: str, *argv: str, name: str = "t", outputs: tuple[str, ...] = (), **more: object
-) -> TaskDefinition:
-    """A task that runs one of the example programs."""
+_WASI = """
+  (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_read" (func $fd_read (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))
+  (import "wasi_snapshot_preview1" "path_open"
+    (func $path_open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll_oneoff (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 4)
+"""
+_SAY = """
+  (func $say (param $at i32) (param $size i32)
+    (i32.store (i32.const 300) (local.get $at)) (i32.store (i32.const 304) (local.get $size))
+    (drop (call $fd_write (i32.const 1) (i32.const 300) (i32.const 1) (i32.const 308))))
+"""
+PROGRAMS = {
+    "noop": '(func (export "_start"))',
+    "fail": '(func (export "_start") (call $proc_exit (i32.const 3)))',
+    "sleep": """
+      (data (i32.const 400) "ioc:progress 0.5 half\\nstill here\\n")
+      (func (export "_start")
+        (call $say (i32.const 400) (i32.const 33))
+        (i32.store (i32.const 516) (i32.const 1))
+        (i64.store (i32.const 524) (i64.const 60000000000))
+        (drop (call $poll_oneoff (i32.const 500) (i32.const 600) (i32.const 1) (i32.const 700))))""",
+    "copy": """
+      (data (i32.const 0) "in") (data (i32.const 16) "out") (data (i32.const 400) "copied\\n")
+      (func (export "_start")
+        (drop (call $path_open (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 2) (i32.const 0)
+          (i64.const 2) (i64.const 2) (i32.const 0) (i32.const 100)))
+        (drop (call $path_open (i32.const 3) (i32.const 0) (i32.const 16) (i32.const 3) (i32.const 9)
+          (i64.const 64) (i64.const 64) (i32.const 0) (i32.const 104)))
+        (i32.store (i32.const 200) (i32.const 1024)) (i32.store (i32.const 204) (i32.const 60000))
+        (drop (call $fd_read (i32.load (i32.const 100)) (i32.const 200) (i32.const 1) (i32.const 208)))
+        (i32.store (i32.const 204) (i32.load (i32.const 208)))
+        (drop (call $fd_write (i32.load (i32.const 104)) (i32.const 200) (i32.const 1) (i32.const 208)))
+        (call $say (i32.const 400) (i32.const 7)))""",
+}
+"""`copy` writes its file `in` to `out`; `sleep` says something and sleeps for a minute."""
+
+
+def program(folder: Path, name: str) -> Path:
+    """The .wasm file of one of `PROGRAMS`."""
+    path = folder / f"{name}.wasm"
+    if not path.exists():
+        path.write_bytes(wat2wasm(f"(module {_WASI} {_SAY} {PROGRAMS[name]})"))
+    return path
+
+
+def task_of(folder: Path, name: str, **more: Any) -> TaskDefinition:
+    """A task that runs one of `PROGRAMS`; other fields as given."""
     task = TaskDefinition(
         name=name,
-        executor=ExecutorStep(runtime="wasm", program=f"file:{EXAMPLES / program}", command=(name, *argv)),
-        outputs=tuple(Output(path=path) for path in outputs),
+        executor=ExecutorStep(runtime="wasm", program=f"file:{program(folder, name)}", command=(name,)),
         resources=Resources(cores=1, memory_mib=64, disk_mib=64),
         limits=Limits(wall_seconds=60),
     )
     return msgspec.structs.replace(task, **more)
+
+
+def copy_task(folder: Path, url: str, **more: Any) -> TaskDefinition:
+    """A task that copies its input `in` to its output `out`."""
+    inputs, outputs = (Input(path="in", url=url),), (Output(path="out"),)
+    return task_of(folder, "copy", **{"inputs": inputs, "outputs": outputs, **more})
+
+
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    """Wait until `condition()` holds; it is about a node's own state, which tells nobody when it changes."""
+    with trio.fail_after(seconds):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(0.005)
+
+
+async def story_of(handle: TaskHandle, *, follow: bool = True) -> list[TaskEvent]:
+    """All events of a task."""
+    return [each.event async for each in handle.events(follow=follow)]
+
+
+async def ending_of(handle: TaskHandle, seconds: float = 10.0) -> Ending:
+    with trio.fail_after(seconds):
+        return await handle.wait()
