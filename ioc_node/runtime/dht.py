@@ -97,9 +97,10 @@ class Dht:
         """As `join`, with the faults of those that were not reached."""
         resolved: list[Address] = []
         unresolved: list[tuple[Address, events.Fault]] = []
+        family = trio.socket.AF_UNSPEC if ":" in self.address[0] else trio.socket.AF_INET
         for host, port in addresses:
             try:
-                found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_DGRAM)
+                found = await trio.socket.getaddrinfo(host, port, family, trio.socket.SOCK_DGRAM)
             except OSError as error:
                 fault: events.Fault = PeerUnreachable(f"{host}:{port}: {error.strerror or error}")
                 unresolved.append(((host, port), fault))

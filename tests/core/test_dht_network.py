@@ -1,5 +1,6 @@
 """Whole networks in memory: joining, storing and finding under loss, death, staleness and growth."""
 
+import msgspec
 import pytest
 
 from ioc_node.core.challenge import Address
@@ -25,6 +26,7 @@ from ioc_wire.cid import cid_key, self_certified_prefix
 from ioc_wire.errors import NotFound
 from ioc_wire.signed import Signed, public_bytes, sign
 from tests.core.staple import UNIX, Network, key_of, record_of
+from tests.core.test_dht_wire import MESSAGES
 
 PROVIDER = key_of("provider")
 OWN = f"ioc:{self_certified_prefix(public_bytes(PROVIDER))}/ai/3301/az1"
@@ -249,6 +251,32 @@ def test_a_restarted_server_is_given_its_records_back() -> None:
     net.do(nodes[3], RecordsRestored((*kept, (bad, ()))))
     assert len(net.nodes[nodes[3]].store) == 1
     assert net.nodes[nodes[3]].rejected == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_peers_that_answer_anything_with_anything_break_nothing(seed: int) -> None:
+    """Half of the servers have a key and a session, and answer each request with a random valid message."""
+    net = Network(seed)
+    nodes = grow(net, 10)
+
+    def babble(_session: object, request: wire.Request, *_rest: object) -> wire.AnyMessage:
+        return msgspec.structs.replace(net.rng.choice(MESSAGES), request=request.request)
+
+    for address in nodes[5:]:
+        net.nodes[address].answering.answer = babble  # type: ignore[method-assign,assignment]
+    blob = bytes(32)
+    announcement = sign(PROVIDER, wire.HolderRecord(blob, "10.0.0.1", 4000, UNIX, UNIX + 3600))
+    client = net.add("client", server=False)
+    for reader in (client, nodes[0]):
+        net.result(reader, JoinStarted(1, tuple(nodes)))
+        assert len(put(net, reader, record_of(PROVIDER, CID)).stored) >= 5
+        assert get(net, reader).resource.version == 1
+        assert isinstance(net.result(reader, AnnounceStarted(2, announcement)), PutReport)
+        assert isinstance(net.result(reader, HoldersStarted(3, blob)), HoldersReport)
+        assert isinstance(net.result(reader, FindStarted(4, blob)), FindReport)
+        assert isinstance(net.result(reader, GetStarted(5, f"{OWN}/nothing")), NotFound)
+    net.run(120)
+    assert isinstance(net.result(client, GetStarted(6, CID, answers=5)), GetReport)
 
 
 def test_the_same_seed_gives_the_same_datagrams() -> None:

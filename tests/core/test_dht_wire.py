@@ -130,6 +130,7 @@ def test_nobody_on_the_internet_sends_us_to_a_private_address() -> None:
         for h in ("127.0.0.1", "10.0.0.1", "8.8.8.8", "224.0.0.1", "0.0.0.0")
     ]
     told.append(Contact(B32, b"12345", 1))
+    told.append(Contact(B32, bytes(10) + b"\xff\xff\x7f\x00\x00\x01", 1))
 
     def hosts(teller: str) -> list[str]:
         return [contact.address[0] for contact in usable_contacts(told, (teller, 1))]

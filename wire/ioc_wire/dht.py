@@ -422,11 +422,14 @@ def pack_host(host: str) -> bytes:
 
 @functools.lru_cache(maxsize=8192)
 def unpack_host(packed: bytes) -> str:
-    """Inverse of `pack_host`; raises `Malformed`."""
+    """Inverse of `pack_host`; raises `Malformed`, also for IPv4 hidden in IPv6, which has a shorter form."""
     try:
-        return str(ipaddress.ip_address(packed))
+        address = ipaddress.ip_address(packed)
     except ValueError:
         raise Malformed(f"an IP address of {len(packed)} bytes") from None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        raise Malformed("an IPv4 address in 16 bytes")
+    return str(address)
 
 
 def decode_opening(data: bytes) -> Opening:
