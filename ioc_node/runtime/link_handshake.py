@@ -69,7 +69,7 @@ class LocalIdentity:
         object.__setattr__(self, "public_key", public_bytes(self.key))
 
 
-class RefusedByPeer(Exception):
+class RefusedByPeer(TransportBroken):
     """The peer ended the handshake with a wire error, kept in `error`."""
 
     def __init__(self, error: WireError) -> None:

@@ -155,14 +155,16 @@ async def run_websocket(
     Raises `TransportBroken`, or the wire or node error that `use` raises. The stream is closed afterwards in any case.
     """
     failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            result = await use(await _open_websocket(nursery, stream, host))
-        except (WireError, NodeError, TransportBroken) as error:
-            failure = error  # raised below: the nursery would wrap it in a group
-        finally:
-            nursery.cancel_scope.cancel()
-            await trio.aclose_forcefully(stream)
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                result = await use(await _open_websocket(nursery, stream, host))
+            except (WireError, NodeError, TransportBroken) as error:
+                failure = error  # raised below: the nursery would wrap it in a group
+            finally:
+                nursery.cancel_scope.cancel()
+    finally:
+        await trio.aclose_forcefully(stream)
     if failure is not None:
         raise failure
     return result
