@@ -1,0 +1,116 @@
+"""`add` and `get`: files as blobs, named by what is in them."""
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from ioc_node import api
+from ioc_node.cli.common import (
+    ask,
+    pairs,
+    plain,
+    show,
+    size_text,
+    span_text,
+    speed_text,
+    table,
+    unabbreviate,
+    with_home,
+)
+from ioc_node.client import RemoteNode
+from ioc_node.errors import UsageError
+from ioc_wire.bulk import format_blob_id, parse_blob_id
+
+BLOB_CHARS = 53
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--announce/--no-announce", default=True, help="Tell the DHT that this node holds it.")
+@with_home
+def add(home: Path, file: Path, announce: bool, as_json: bool) -> None:
+    """Keep a copy of FILE as a blob, announce it, and print the blob's ID."""
+    if not file.is_file():
+        raise UsageError(f"{file} is not a file" if file.exists() else f"the file {file} does not exist")
+    added = ask(home, lambda node: node.add(file, announce=announce))
+    blob = format_blob_id(added.blob)
+    facts = {
+        "blob": blob,
+        "size": added.size,
+        "announced_to": added.announced_to,
+        "elapsed_ms": round(added.elapsed_ms, 3),
+    }
+
+    def render(console: Console) -> None:
+        console.print(blob, soft_wrap=True)
+        told = f"announced to {added.announced_to} nodes" if announce else "not announced"
+        console.print(f"{size_text(added.size)}, {told}, {span_text(added.elapsed_ms / 1000)}", style="dim")
+
+    show(as_json, facts, render)
+
+
+@click.command()
+@click.argument("blob")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where to write it.")
+@with_home
+def get(home: Path, blob: str, output: Path, as_json: bool) -> None:
+    """Fetch BLOB from whoever holds it, verify every byte, and write it to a file."""
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder; name the file to write")
+    if not output.absolute().parent.is_dir():
+        raise UsageError(f"the folder {output.absolute().parent} does not exist")
+    if len(blob) == BLOB_CHARS:
+        parse_blob_id(blob)
+
+    async def fetch(node: RemoteNode) -> api.Got:
+        return await node.get(parse_blob_id(await _whole(node, blob)), output)
+
+    got = ask(home, fetch)
+    facts = {
+        "blob": format_blob_id(got.blob),
+        "path": str(output),
+        "size": got.size,
+        "bytes_moved": got.bytes_moved,
+        "seconds": round(got.seconds, 6),
+        "transport": got.transport,
+        "reason": got.reason,
+        "holder": got.holder,
+    }
+
+    def render(console: Console) -> None:
+        pairs(
+            console,
+            [
+                ("wrote", f"{output} ({size_text(got.size)})"),
+                ("moved", f"{size_text(got.bytes_moved)} at {speed_text(got.bytes_moved, got.seconds)}"),
+                ("over", f"{got.transport}: {got.reason}" if got.reason else got.transport),
+                ("from", got.holder),
+            ],
+        )
+
+    show(as_json, facts, render)
+
+
+async def _whole(node: RemoteNode, word: str) -> str:
+    """A blob ID that may be cut short where the node knows the blob: from transfers and outputs."""
+    if len(word) == BLOB_CHARS:
+        return word
+    known = [format_blob_id(row.blob) for row in await node.transfers()]
+    return unabbreviate(word, known, "blob")
+
+
+def render_transfers(console: Console, rows: tuple[api.TransferRow, ...], *, title: str = "") -> None:
+    """What moved, over which transport, how fast."""
+    made = table("blob", "size", "speed", "transport", "from", "why", title=title, right=("size", "speed"))
+    made.columns[5].no_wrap = False
+    for row in rows:
+        made.add_row(
+            format_blob_id(row.blob)[:10],
+            size_text(row.size),
+            speed_text(row.bytes_moved, row.seconds),
+            row.transport,
+            row.holder[:10],
+            plain(row.reason),
+        )
+    console.print(made if rows else "nothing was moved")

@@ -1,0 +1,176 @@
+"""`resolve`, `find` and `register`: compute by its name, and compute by what is needed of it."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from ioc_node import api
+from ioc_node.cli.common import ask, money_text, pairs, plain, short, show, size_text, table, with_home
+from ioc_node.cli.demands import demand_from, demand_options
+from ioc_wire.cid import parse_cid
+from ioc_wire.market import Offer
+from ioc_wire.records import ResourceRecord
+from ioc_wire.signed import verify
+
+
+@click.command()
+@click.argument("cid")
+@click.option("--trace", is_flag=True, help="Show every question of the lookup, hop by hop.")
+@click.option("--min-version", default=0, help="Keep searching until the record is at least this new.")
+@with_home
+def resolve(home: Path, cid: str, trace: bool, min_version: int, as_json: bool) -> None:
+    """Look up the signed record of identifier CID, such as ioc:cn.r3301.20004/ai/3301/az1/h7f3a."""
+    parse_cid(cid)
+    found = ask(home, lambda node: node.resolve(cid, version_min=min_version))
+    facts = resolved_facts(found)
+
+    def render(console: Console) -> None:
+        render_resolved(console, found)
+        if trace:
+            render_trace(console, found.trace)
+
+    show(as_json, facts if trace else {**facts, "trace": None}, render)
+
+
+def resolved_facts(found: api.Resolved) -> dict[str, Any]:
+    """What was found, by whom, in how many hops, how long it took."""
+    record = verify(found.record, ResourceRecord)
+    return {
+        "cid": record.cid,
+        "version": record.version,
+        "type": record.type,
+        "holder": found.holder,
+        "source": found.source,
+        "hops": found.hops,
+        "asked": found.asked,
+        "elapsed_ms": round(found.elapsed_ms, 3),
+        "key": found.record.key.hex(),
+        "expires": record.expires,
+        "cores": record.cpu.cores,
+        "memory_mib": record.memory_mib,
+        "runtimes": list(record.runtimes),
+        "prices": {price.unit: price.micro for price in record.prices},
+        "endpoints": [f"{at.host}:{at.port}" for at in record.endpoints],
+        "accelerators": [f"{item.type}:{item.model}:{item.count}" for item in record.accelerators],
+        "trace": [{name: getattr(hop, name) for name in hop.__struct_fields__} for hop in found.trace],
+    }
+
+
+def render_resolved(console: Console, found: api.Resolved) -> None:
+    """The record, and how it came."""
+    record = verify(found.record, ResourceRecord)
+    cpu = record.cpu
+    hops = "no hop" if not found.hops else f"{found.hops} hop{'s' * (found.hops != 1)}"
+    pairs(
+        console,
+        [
+            ("identifier", record.cid),
+            ("type", f"{record.type}, version {record.version}"),
+            ("found", f"in {found.elapsed_ms:.1f} ms, {hops}, {found.asked} asked"),
+            ("answered by", f"{found.holder} ({found.source})"),
+            ("signed by", found.record.key.hex()),
+            ("cpu", f"{cpu.cores} cores {cpu.architecture} {cpu.model}"),
+            ("memory", size_text(record.memory_mib << 20)),
+            ("accelerators", ", ".join(f"{item.count} {item.model}" for item in record.accelerators)),
+            ("runtimes", ", ".join(record.runtimes)),
+            ("price", ", ".join(f"{money_text(price.micro)} per {price.unit}" for price in record.prices)),
+            ("endpoints", ", ".join(f"{at.host}:{at.port}" for at in record.endpoints)),
+        ],
+    )
+
+
+def render_trace(console: Console, trace: tuple[api.Hop, ...]) -> None:
+    """Whom the lookup asked, and what came back."""
+    made = table("round", "peer", "address", "rtt", "answer", right=("round", "rtt"), fold=("answer",))
+    for hop in trace:
+        rtt = f"{hop.rtt_ms:.1f} ms" if hop.rtt_ms >= 0 else "-"
+        made.add_row(str(hop.round), short(hop.node_id), f"{hop.host}:{hop.port}", rtt, plain(hop.answer))
+    console.print(made if trace else "nobody was asked: the record is at hand")
+
+
+@click.command()
+@demand_options
+@click.option("--policy", default="cost", show_default=True, help="How to rank: cost or latency.")
+@click.option("--limit", type=click.IntRange(1, 256), default=16, show_default=True, help="Offers at most.")
+@with_home
+def find(home: Path, policy: str, limit: int, as_json: bool, **options: Any) -> None:
+    """Ask the core nodes who could serve a demand. Shows ranked offers with reasons and route, and what was left
+    out by which condition. For example: find --cores 4 --memory 8GiB --gpu gpu:h100:8 --within cn.r3301"""
+    demand = demand_from(**options)
+    found = ask(home, lambda node: node.find(demand, policy=policy, limit=limit))
+    show(as_json, found_facts(found), lambda console: render_found(console, found))
+
+
+def found_facts(found: api.Found) -> dict[str, Any]:
+    """Offers in order of rank, and the conditions that removed the others."""
+    return {
+        "offers": [
+            offer_facts(offer, route) for offer, route in zip(found.found.offers, found.routes, strict=False)
+        ],
+        "considered": found.found.considered,
+        "removed": [
+            {"condition": item.condition, "removed": item.removed, "nearest": item.nearest}
+            for item in found.found.removals
+        ],
+        "answered_by": found.answered_by,
+        "elapsed_ms": round(found.elapsed_ms, 3),
+        "catalogue_digest": found.found.digest.hex(),
+    }
+
+
+def offer_facts(offer: Offer, route: str) -> dict[str, Any]:
+    """One offer: where, what is free, what it would cost, why it stands there."""
+    record = verify(offer.record, ResourceRecord)
+    return {
+        "cid": record.cid,
+        "provider": f"{offer.provider.host}:{offer.provider.port}",
+        "free_cores": offer.status.free_cores_milli / 1000,
+        "free_memory_mib": offer.status.free_memory_mib,
+        "price_micro": offer.price_micro,
+        "rtt_ms": offer.rtt_us / 1000 if offer.rtt_us >= 0 else None,
+        "reasons": list(offer.reasons),
+        "route": route,
+    }
+
+
+def render_found(console: Console, found: api.Found, *, title: str = "") -> None:
+    """Ranked offers, then the conditions that removed something."""
+    offers = found.found.offers
+    if offers:
+        made = table(
+            "#", "identifier", "free", "cost", "why, and the route", title=title, right=("#", "cost")
+        )
+        made.columns[1].no_wrap = made.columns[4].no_wrap = False
+        for rank, (offer, route) in enumerate(zip(offers, found.routes, strict=False), 1):
+            facts = offer_facts(offer, route)
+            free = f"{facts['free_cores']:g} cores"
+            why = "; ".join((*facts["reasons"], facts["route"]))
+            made.add_row(str(rank), plain(facts["cid"]), free, money_text(offer.price_micro), plain(why))
+        console.print(made)
+    else:
+        console.print("no offer: nobody known here can serve this demand now")
+    for item in found.found.removals:
+        nearest = f"; nearest: {item.nearest}" if item.nearest else ""
+        console.print(plain(f"left out {item.removed} by {item.condition}{nearest}"), style="dim")
+    answered = f"{found.found.considered} considered, answered by {short(found.answered_by) or 'this node'}"
+    console.print(plain(f"{answered} in {found.elapsed_ms:.1f} ms"), style="dim")
+
+
+@click.command()
+@with_home
+def register(home: Path, as_json: bool) -> None:
+    """Register all identifiers of this provider again, now, and show who took them and who refused."""
+    rows = ask(home, lambda node: node.register())
+    facts = [{name: getattr(row, name) for name in row.__struct_fields__} for row in rows]
+    show(as_json, {"registered": facts}, lambda console: render_registered(console, rows))
+
+
+def render_registered(console: Console, rows: tuple[api.RegisteredRow, ...]) -> None:
+    """One line per identifier."""
+    made = table("identifier", "version", "stored at", "refused", right=("version", "stored at"))
+    made.columns[0].no_wrap = made.columns[3].no_wrap = False
+    for row in rows:
+        made.add_row(plain(row.cid), str(row.version), str(row.stored), plain("; ".join(row.refused) or "-"))
+    console.print(made if rows else "this node has no identifiers: its config.toml names no [[resources]]")

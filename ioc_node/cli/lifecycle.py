@@ -1,0 +1,109 @@
+"""`up`: run a node until it is told to stop, by a signal, over the control socket, or by the end of its parent."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import structlog
+import trio
+
+from ioc_node.cli.common import with_home
+from ioc_node.cli.logs import configure_logs
+from ioc_node.config import NodeConfig
+from ioc_node.errors import UsageError
+from ioc_node.node import Node, open_node
+
+log = structlog.get_logger()
+
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@click.command()
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Overrides the file."
+)
+@click.option("--log-format", type=click.Choice(["console", "json"]), help="Overrides the file.")
+@click.option("--bootstrap", multiple=True, metavar="HOST:PORT", help="Tried before the file's peers.")
+@click.option(
+    "--ready-fd", type=int, help="Write one line of JSON to this descriptor when listening, and close it."
+)
+@click.option("--parent-fd", type=int, help="End when this descriptor reaches its end (the parent has gone).")
+@with_home
+def up(
+    home: Path,
+    log_level: Any,
+    log_format: Any,
+    bootstrap: tuple[str, ...],
+    ready_fd: int | None,
+    parent_fd: int | None,
+    as_json: bool,
+) -> None:
+    """Run the node of this home folder until Ctrl-C, SIGTERM, or `ioc-node` stops it. Logs go to stderr."""
+    config = NodeConfig.load(home)
+    configure_logs(log_level or config.log_level, log_format or config.log_format)
+    trio.run(_up, config, bootstrap, ready_fd, parent_fd, as_json)
+
+
+async def _up(
+    config: NodeConfig, bootstrap: tuple[str, ...], ready_fd: int | None, parent_fd: int | None, as_json: bool
+) -> None:
+    async with trio.open_nursery() as nursery:
+        # The signals are ours before anything is opened, so that an early Ctrl-C ends in order too.
+        await nursery.start(_cancel_on_signal, nursery.cancel_scope)
+        if parent_fd is not None:
+            nursery.start_soon(_cancel_on_end, parent_fd, nursery.cancel_scope)
+        async with open_node(config, bootstrap=bootstrap) as node:
+            _say_ready(node, ready_fd, as_json)
+            await node.stop_wanted.wait()
+            log.info("stopping", reason="asked to")
+        nursery.cancel_scope.cancel()
+
+
+async def _cancel_on_signal(
+    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(*STOP_SIGNALS) as received:
+        task_status.started()
+        async for number in received:
+            log.info("stopping", signal=signal.Signals(number).name)
+            scope.cancel()
+            return
+
+
+async def _cancel_on_end(descriptor: int, scope: trio.CancelScope) -> None:
+    try:
+        stream = trio.lowlevel.FdStream(descriptor)
+    except OSError as error:
+        raise UsageError(f"--parent-fd {descriptor}: {error.strerror}") from None
+    async with stream:
+        while await stream.receive_some(64):
+            pass
+    log.info("stopping", reason="the parent process has gone")
+    scope.cancel()
+
+
+def _say_ready(node: Node, ready_fd: int | None, as_json: bool) -> None:
+    status = node.status()
+    facts = {
+        "ready": True,
+        "node_id": status.node_id,
+        "role": status.role,
+        "host": status.host,
+        "port": status.port,
+        "pid": os.getpid(),
+        "network": status.network,
+    }
+    if ready_fd is not None:
+        try:
+            with os.fdopen(ready_fd, "w") as file:
+                file.write(json.dumps(facts) + "\n")
+        except OSError as error:
+            raise UsageError(f"--ready-fd {ready_fd}: {error.strerror}") from None
+    elif as_json:
+        click.echo(json.dumps(facts))
+    else:
+        where = f"{status.host}:{status.port}"
+        click.echo(f"ready: {status.role} {status.node_id} at {where}, network {status.network}")

@@ -1,0 +1,94 @@
+"""`status`, `peers` and `id`: the node itself, and whom it knows."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from ioc_node import api
+from ioc_node.cli.common import ask, pairs, plain, short, show, size_text, span_text, table, with_home
+from ioc_node.config import KEY_NAME
+from ioc_node.runtime.keys import load_key
+from ioc_wire.identity import format_node_id, node_id_of
+from ioc_wire.signed import public_bytes
+
+
+@click.command()
+@with_home
+def status(home: Path, as_json: bool) -> None:
+    """Show the running node at a glance: role, how joining stands, what it holds, and what it warns of."""
+    found = ask(home, lambda node: node.status())
+    show(as_json, status_facts(found), lambda console: render_status(console, found))
+
+
+def status_facts(found: api.NodeStatus) -> dict[str, Any]:
+    """All fields, keys and digests in hexadecimal."""
+    facts: dict[str, Any] = {name: getattr(found, name) for name in found.__struct_fields__}
+    facts["warnings"] = [{"about": warned.about, "text": warned.text} for warned in found.warnings]
+    return {name: value.hex() if isinstance(value, bytes) else value for name, value in facts.items()}
+
+
+def render_status(console: Console, found: api.NodeStatus) -> None:
+    """The facts an operator asks for first, then the warnings."""
+    now = time.time()
+    joined = f"{span_text(now - found.joined)} ago" if found.joined else "not yet"
+    pairs(
+        console,
+        [
+            ("node", found.node_id),
+            ("role", f"{found.role}, network {found.network}"),
+            ("listens", f"{found.host}:{found.port} (links, DHT), UDP {found.port + 1} (bulk)"),
+            ("process", f"{found.pid}, up {span_text(now - found.started)}, version {found.version}"),
+            ("joined", f"{joined}; {found.bootstrap}" if found.bootstrap else joined),
+            ("home core node", found.home_core),
+            ("peers", f"{found.servers_known} DHT servers known, {found.links} links"),
+            ("identifiers", f"{found.identifiers} own, {found.records_stored} records kept for others"),
+            ("catalogue", f"{found.catalogue_records} records of {found.catalogue_providers} providers"),
+            ("digest", found.catalogue_digest.hex()[:16]),
+            ("runtimes", ", ".join(found.runtimes)),
+            ("tasks", f"{found.tasks_running} running, {found.receipts} receipts"),
+            ("blobs", f"{found.blobs}, {size_text(found.blob_bytes)}"),
+            ("moved", f"{size_text(found.bytes_in)} in, {size_text(found.bytes_out)} out"),
+        ],
+    )
+    for warned in found.warnings:
+        console.print(plain(f"warning: {warned.about}: {warned.text}"), style="yellow", soft_wrap=True)
+
+
+@click.command()
+@with_home
+def peers(home: Path, as_json: bool) -> None:
+    """List the peers that the running node knows: their roles, where they are, and how far."""
+    rows = ask(home, lambda node: node.peers())
+    facts = [{name: getattr(row, name) for name in row.__struct_fields__} for row in rows]
+    show(as_json, {"peers": facts}, lambda console: render_peers(console, rows))
+
+
+def render_peers(console: Console, rows: tuple[api.PeerRow, ...]) -> None:
+    """One line per peer, core nodes first."""
+    made = table("peer", "roles", "address", "link", "table", "rtt", right=("rtt",), fold=("roles",))
+    for row in sorted(rows, key=lambda row: (row.roles, row.port)):
+        made.add_row(
+            short(row.node_id),
+            ", ".join(row.roles) or "-",
+            f"{row.host}:{row.port}",
+            "yes" if row.linked else "-",
+            "yes" if row.in_table else "-",
+            f"{row.rtt_ms:.1f} ms" if row.rtt_ms >= 0 else "-",
+        )
+    console.print(made if rows else "no peers are known yet; `ioc-node status` says how joining stands")
+
+
+@click.command("id")
+@with_home
+def show_id(home: Path, as_json: bool) -> None:
+    """Print the node ID and public key of this home folder; the node need not run."""
+    key = public_bytes(load_key(home / KEY_NAME))
+    node_id = format_node_id(node_id_of(key))
+
+    def render(console: Console) -> None:
+        pairs(console, [("node", node_id), ("public key", key.hex()), ("home", home)])
+
+    show(as_json, {"node_id": node_id, "public_key": key.hex(), "home": str(home)}, render)

@@ -1,0 +1,122 @@
+"""A running node, asked over the control socket in its home folder: typed calls for the command line and the testnet.
+
+Faults of the node and of its peers arrive as the `WireError` or `NodeError` that they are; a node that is not running
+is `PeerUnreachable`. No timeouts: the caller's cancel scopes end a call, and cancel it at the node too.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from ioc_node import api
+from ioc_node.errors import error_named
+from ioc_node.runtime.control import open_control
+from ioc_node.runtime.link_mux import Link
+from ioc_node.tasks.definition import TaskSpec
+from ioc_wire.codec import Message
+from ioc_wire.errors import Malformed
+from ioc_wire.market import Demand
+from ioc_wire.tasks import TaskDefinition
+
+M = TypeVar("M", bound=Message)
+
+
+class RemoteNode:
+    """The calls of `ioc_node.api`, one method each. Made by `open_remote`."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    async def _ask(self, message: Message, expected: type[M]) -> M:
+        return _expect(await self._link.request(message), expected)
+
+    async def status(self) -> api.NodeStatus:
+        return await self._ask(api.GetStatus(), api.NodeStatus)
+
+    async def peers(self) -> tuple[api.PeerRow, ...]:
+        return (await self._ask(api.GetPeers(), api.Peers)).rows
+
+    async def resolve(self, cid: str, *, version_min: int = 0) -> api.Resolved:
+        """The signed record of an identifier and how it was found. Raises `BadIdentifier` or `NotFound`."""
+        return await self._ask(api.ResolveCid(cid, version_min), api.Resolved)
+
+    async def find(self, demand: Demand, *, policy: str = "cost", limit: int = 32) -> api.Found:
+        """Ranked offers for a demand; none is an answer too, whose `removals` say why."""
+        return await self._ask(api.FindResources(demand, policy, limit), api.Found)
+
+    async def register(self) -> tuple[api.RegisteredRow, ...]:
+        return (await self._ask(api.RegisterNow(), api.Registered)).rows
+
+    async def submit(self, spec: TaskSpec) -> bytes:
+        """Hand in a task or workflow; returns its ID, 32 bytes. Raises `Unplaceable`, `BadTask`."""
+        folder = _absolute(spec.folder)
+        message: api.SubmitTask | api.SubmitWorkflow
+        if isinstance(spec.definition, TaskDefinition):
+            message = api.SubmitTask(spec.definition, folder)
+        else:
+            message = api.SubmitWorkflow(spec.definition, folder)
+        return (await self._ask(message, api.Submitted)).task
+
+    async def tasks(self) -> tuple[api.TaskRow, ...]:
+        return (await self._ask(api.ListTasks(), api.Tasks)).rows
+
+    async def workflow(self, workflow: bytes) -> tuple[api.TaskRow, ...]:
+        """The tasks of one workflow."""
+        return (await self._ask(api.ListWorkflow(workflow), api.Tasks)).rows
+
+    @asynccontextmanager
+    async def follow(self, task: bytes, *, follow: bool = True) -> AsyncIterator[AsyncIterator[api.TaskNews]]:
+        """Open the story of a task or workflow from its first event; with `follow` it lasts until the end."""
+        async with self._link.open_stream(api.FollowTask(task, follow)) as items:
+            yield _news(items)
+
+    async def cancel(self, task: bytes) -> None:
+        await self._ask(api.CancelSubmitted(task), api.Ok)
+
+    async def result(self, task: bytes, *, folder: Path | None = None) -> api.Result:
+        """Wait for the end; outputs are brought to the node, and written into `folder` where one is given."""
+        target = _absolute(folder) if folder is not None else ""
+        return await self._ask(api.GetResult(task, target), api.Result)
+
+    async def receipts(self, *, verify: bool = False) -> api.Receipts:
+        return await self._ask(api.ListReceipts(verify), api.Receipts)
+
+    async def add(self, path: Path, *, announce: bool = True) -> api.Added:
+        """Keep a copy of a local file as a blob. Raises `UsageError`'s line for a file that cannot be read."""
+        return await self._ask(api.AddFile(_absolute(path), announce), api.Added)
+
+    async def get(self, blob: bytes, path: Path) -> api.Got:
+        """Fetch a blob from whoever holds it and write it to `path`. Raises `NotFound`, `BlobCorrupt`."""
+        return await self._ask(api.GetBlob(blob, _absolute(path)), api.Got)
+
+    async def transfers(self) -> tuple[api.TransferRow, ...]:
+        return (await self._ask(api.GetTransfers(), api.Transfers)).rows
+
+    async def stop(self) -> None:
+        await self._ask(api.StopNode(), api.Ok)
+
+
+@asynccontextmanager
+async def open_remote(home: Path) -> AsyncIterator[RemoteNode]:
+    """Connect to the node that runs from `home`. Raises `PeerUnreachable` where none does."""
+    async with open_control(home, api.CONTROL_CODEC) as link:
+        yield RemoteNode(link)
+
+
+def _expect(answer: Message, expected: type[M]) -> M:
+    if isinstance(answer, api.Refused):
+        raise error_named(answer.error, answer.text)
+    if not isinstance(answer, expected):
+        raise Malformed(f"the node answered {type(answer).__name__} instead of {expected.__name__}")
+    return answer
+
+
+async def _news(items: AsyncIterator[Message]) -> AsyncIterator[api.TaskNews]:
+    async for item in items:
+        yield _expect(item, api.TaskNews)
+
+
+def _absolute(path: Path) -> str:
+    """The node has another working folder."""
+    return str(path.absolute())
