@@ -66,6 +66,10 @@ class Challenges:
         self._prekeys: list[Prekey] = []
         self._spent: OrderedDict[bytes, Spent] = OrderedDict()
 
+    def set_clock(self, unix_offset: float) -> None:
+        """Seconds since 1970 are from now on the machine's seconds plus this."""
+        self._unix_offset = unix_offset
+
     def whoareyou(self, knock: Knock, address: Address, now: float) -> bytes:
         """The answer to a KNOCK; nothing is remembered."""
         prekey = self._current(now)

@@ -19,6 +19,7 @@ from ioc_node.core.challenge import Address
 from ioc_node.core.chance import Chance
 from ioc_node.core.events import (
     AnnounceStarted,
+    ClockRead,
     DatagramReceived,
     Effect,
     Event,
@@ -113,6 +114,9 @@ class DhtMachine:
             operation = self.operations.pop(event.operation, None)
             if operation is not None:
                 operation.ended = True
+        elif type(event) is ClockRead:
+            self.unix_offset = event.unix - now
+            self.sessions.set_clock(self.unix_offset)
         elif type(event) is RecordsRestored:
             self._restore(event, now, out)
         else:

@@ -94,6 +94,14 @@ class RecordsRestored(NamedTuple):
     records: tuple[tuple[Signed, Chain], ...]
 
 
+class ClockRead(NamedTuple):
+    """The wall clock shows `unix` seconds since 1970; the machine's own clock may have stood still
+    meanwhile.
+    """
+
+    unix: float
+
+
 class OperationCancelled(NamedTuple):
     """Nobody waits for this operation any more."""
 
@@ -112,6 +120,7 @@ Event = (
     | PingStarted
     | OperationCancelled
     | RecordsRestored
+    | ClockRead
 )
 
 

@@ -115,7 +115,7 @@ class RoutingTable:
             while high - low < count:
                 shared -= 1
                 low, high = self._range(target, shared)
-            while True:
+            while shared < _BITS:
                 shared += 1
                 inner = self._range(target, shared)
                 if inner[1] - inner[0] < count:

@@ -115,6 +115,11 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def set_clock(self, unix_offset: float) -> None:
+        """Seconds since 1970 are from now on the machine's seconds plus this."""
+        self._unix_offset = unix_offset
+        self._challenges.set_clock(unix_offset)
+
     # -- sending
 
     def with_node(self, node_id: bytes, now: float) -> Session | None:

@@ -43,6 +43,7 @@ REFRESH_SECONDS_FIRST: Final = 60
 """The first refresh comes early: the table may not have been full when a record was first stored."""
 REFRESH_SECONDS_FAILED: Final = 15
 PUBLISHED_MAX: Final = 1 << 20
+CLOCK_SECONDS: Final = 60
 CHANGES_MAX: Final = 4096
 HOLDER_SECONDS: Final = 24 * 3600
 
@@ -210,6 +211,12 @@ class Dht:
             name = "server_known" if isinstance(effect, events.PeerVerified) else "server_lost"
             _log.debug(name, node=format_node_id(effect.contact.node_id), address=effect.contact.address)
 
+    async def _watch_clock(self) -> None:
+        """Tell the machine the wall clock, which is set and goes on while a computer sleeps."""
+        while True:
+            await trio.sleep(CLOCK_SECONDS)
+            self._driver.feed(events.ClockRead(time.time()))
+
     async def _refresh(self) -> None:
         """Store what is published again when it is due, in order of key."""
         while True:
@@ -292,4 +299,5 @@ async def open_dht(
                 dht._changed.close()
             background.start_soon(dht._driver.run)
             background.start_soon(dht._refresh)
+            background.start_soon(dht._watch_clock)
             yield dht

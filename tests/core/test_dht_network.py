@@ -6,6 +6,7 @@ import pytest
 from ioc_node.core.challenge import Address
 from ioc_node.core.events import (
     AnnounceStarted,
+    ClockRead,
     FindReport,
     FindStarted,
     GetReport,
@@ -188,6 +189,17 @@ def test_records_expire_and_a_re_signed_one_lives_on() -> None:
     assert isinstance(net.result(nodes[1], GetStarted(4, CID)), NotFound)
     assert get(net, nodes[1], f"{OWN}/h2").resource.version == 1
     assert all(len(net.nodes[a].store) == 1 for a in nodes)
+
+
+def test_a_clock_that_jumped_counts() -> None:
+    net = Network()
+    nodes = grow(net, 3)
+    put(net, nodes[0], record_of(PROVIDER, CID, seconds=3600))
+    for address in nodes:
+        net.do(address, ClockRead(UNIX + net.now + 7200))
+    assert isinstance(net.result(nodes[1], GetStarted(4, CID)), NotFound)
+    newer = record_of(PROVIDER, CID, issued=UNIX + int(net.now) + 7200)
+    assert len(put(net, nodes[0], newer).stored) == 3
 
 
 def test_blobs_have_several_holders() -> None:

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ioc_node.core import storage
@@ -31,6 +31,7 @@ def distance(target: int, node_id: bytes) -> int:
 
 
 @given(st.integers(0, 300), st.integers(1, 40), st.binary(min_size=32, max_size=32), st.integers(0, 40))
+@example(0, 1, bytes(31) + b"\x01", 4)
 @settings(max_examples=60, deadline=None)
 def test_the_nearest_are_the_nearest(size: int, count: int, target: bytes, near: int) -> None:
     table = RoutingTable(OWN, capped=False)
