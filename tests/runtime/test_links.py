@@ -111,7 +111,7 @@ async def test_slow_consumer_holds_its_own_stream_and_blocks_nobody():
             assert len([number async for number in slow]) == 1000
 
 
-async def test_ten_thousand_requests_share_a_link():
+async def test_thousands_of_requests_share_a_link():
     async with open_node(1) as alice, open_node(2) as bob:
         link = await alice.connect(("127.0.0.1", bob.port))
 
@@ -120,7 +120,7 @@ async def test_ten_thousand_requests_share_a_link():
                 assert await link.request(Ask(str(number)), Told) == Told(str(number))
 
         async with trio.open_nursery() as nursery:
-            for start in range(0, 10_000, 20):
+            for start in range(0, 4_000, 20):
                 nursery.start_soon(ask, start)
 
 
