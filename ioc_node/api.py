@@ -226,18 +226,17 @@ class Result(Message, frozen=True, tag=118):
 
 
 class ListReceipts(Message, frozen=True, tag=119):
-    """Answer: `Receipts`. With `verify` both signatures of each are checked."""
+    """Answer: `Receipts`: the newest, or with `verify` all that there are, up to the bound. Each is checked."""
 
     verify: bool = False
 
 
 class ReceiptRow(Message, frozen=True):
-    """`fault` is empty for a receipt that verified (or was not asked to)."""
+    """`fault` is empty for a receipt whose two signatures hold; of one that is no good `usage` is not shown."""
 
     receipt: bytes
-    usage: UsageRecord
+    usage: UsageRecord | None
     side: str
-    verified: bool
     fault: str
 
 
@@ -328,6 +327,13 @@ class ListWorkflow(Message, frozen=True, tag=130):
     workflow: bytes
 
 
+class Refused(Message, frozen=True, tag=131):
+    """Instead of any answer: a local error by the name of its class in `ioc_node.errors`, and its one line."""
+
+    error: str
+    text: str
+
+
 CONTROL_CODEC: Final = UnionCodec(
     Ok
     | GetStatus
@@ -360,4 +366,5 @@ CONTROL_CODEC: Final = UnionCodec(
     | Registered
     | StopNode
     | ListWorkflow
+    | Refused
 )

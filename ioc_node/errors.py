@@ -58,3 +58,14 @@ class StorageFull(NodeError):
 
 class ExecutorUnavailable(NodeError):
     """A runtime that this machine cannot offer, and why."""
+
+
+def error_named(name: str, text: str) -> NodeError:
+    """The error that a node reported by the name of its class; a name from elsewhere becomes a `NodeError`."""
+    kinds: dict[str, type[NodeError]] = {}
+    waiting = [NodeError]
+    while waiting:
+        kind = waiting.pop()
+        kinds[kind.__name__] = kind
+        waiting.extend(kind.__subclasses__())
+    return kinds.get(name, NodeError)(text)

@@ -128,7 +128,7 @@ class SharedBlobs:
             except (WireError, PeerUnreachable) as error:
                 failures.append(f"{name[:11]}: {error}")
                 continue
-            self.note(report, name)
+            self.note(report, key)
             return report, name
         raise RequestRefused(
             f"none of {len(failures)} holders gave {format_blob_id(blob)}: {'; '.join(failures)}"
@@ -143,7 +143,7 @@ class SharedBlobs:
 
         return await self._bulk.fetch(await ticket(), renew=ticket)
 
-    def note(self, report: TransferReport, holder: str) -> None:
+    def note(self, report: TransferReport, holder: bytes) -> None:
         """Remember a transfer for `ioc-node` to show."""
         row = TransferRow(
             blob=report.blob,
@@ -152,7 +152,7 @@ class SharedBlobs:
             seconds=report.seconds,
             transport=report.transport,
             reason=report.reason,
-            holder=holder,
+            holder=format_node_id(node_id_of(holder)),
             ended=time.time(),
         )
         self.transfers.appendleft(row)

@@ -20,6 +20,8 @@ class BlobExchange:
         self._bulk = bulk
         self._hosts = tuple(hosts)
         self.blobs = bulk.store
+        self.on_fetched: Callable[[TransferReport, bytes], None] = lambda _report, _holder: None
+        """Told of every transfer that ended well, with the key of its holder."""
 
     def issue(self, blob: bytes, reader: bytes) -> Ticket:
         """Let `reader` (a public key) fetch a blob that is here. Raises `NotFound` or `Busy`."""
@@ -27,4 +29,6 @@ class BlobExchange:
 
     async def fetch(self, ticket: Ticket, *, renew: Renew | None = None) -> TransferReport:
         """Bring a blob here, verified. Raises as `BulkEndpoint.fetch` does."""
-        return await self._bulk.fetch(ticket, renew=renew)
+        report = await self._bulk.fetch(ticket, renew=renew)
+        self.on_fetched(report, ticket.holder)
+        return report

@@ -1,0 +1,59 @@
+"""What a core node does more than others: it gossips, holds the catalogue, and answers demand queries."""
+
+import time
+
+import trio
+
+from ioc_node.config import NodeConfig
+from ioc_node.core.trust import Trust
+from ioc_node.identity import Identity
+from ioc_node.market.query import QueryEngine
+from ioc_node.runtime.catalogue_store import CatalogueShelf
+from ioc_node.runtime.gossip import make_gossip
+from ioc_node.runtime.link_handlers import Handlers
+from ioc_node.runtime.links import Link, LinkEndpoint
+from ioc_node.runtime.store import Store
+from ioc_wire.market import FindOffers, OffersFound
+
+
+class CoreSide:
+    """The rooms of a core node."""
+
+    def __init__(self, config: NodeConfig, identity: Identity, store: Store) -> None:
+        network = identity.network
+        trust = Trust(network_id=network.network_id, admission=network.admission, roots=network.root_keys)
+        self.gossip = make_gossip(identity.public_key, trust, compare_seconds=config.gossip.compare_seconds)
+        self.engine = QueryEngine(self.gossip.catalogue)
+        self._shelf = CatalogueShelf(store)
+        self.gossip.on_changed(self.engine.patch)
+        self.gossip.on_status(self.engine.patch_status)
+
+    @property
+    def providers(self) -> int:
+        return len(self.gossip.catalogue.providers())
+
+    @property
+    def records(self) -> int:
+        return self.gossip.catalogue.records
+
+    @property
+    def digest(self) -> bytes:
+        """Equal on two core nodes that hold the same."""
+        return self.gossip.catalogue.digest()
+
+    def register(self, handlers: Handlers) -> None:
+        """Answer gossip and demand queries; before links are opened."""
+        self.gossip.register(handlers)
+        handlers.serve(FindOffers, self._on_find)
+
+    async def _on_find(self, link: Link, message: FindOffers) -> OffersFound:
+        return self.answer(message)
+
+    def answer(self, message: FindOffers) -> OffersFound:
+        """Offers from this node's own catalogue. Raises `NotFound` for an unknown policy."""
+        return self.engine.find(message.demand, message.policy, message.limit, unix=time.time())
+
+    async def start(self, nursery: trio.Nursery, links: LinkEndpoint) -> None:
+        """Gossip until the nursery ends."""
+        nursery.start_soon(self.gossip.run, links, self._shelf)
+        await trio.lowlevel.checkpoint()

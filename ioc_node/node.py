@@ -1,0 +1,370 @@
+"""One node: which rooms its role needs, wired together for as long as the block lasts.
+
+    async with ioc_node.open_node(NodeConfig.load()) as node:
+        offers = await node.find(Demand(...))
+        task = await node.submit(TaskSpec.load("task.toml"))
+        async for event in task.events(): ...
+        result = await task.result()
+
+Every node resolves, finds, submits and shares blobs. A core node also gossips and answers demand queries; a provider
+also registers identifiers, gives leases and runs tasks.
+"""
+
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import structlog
+import trio
+
+from ioc_node import __version__, api
+from ioc_node.answers import Answers
+from ioc_node.bulk.blobs import BlobStore
+from ioc_node.bulk.offload import Offload, load_offloads
+from ioc_node.bulk.transfers import BulkEndpoint, open_bulk
+from ioc_node.config import DATABASE_NAME, NodeConfig
+from ioc_node.core.routing import Contact as DhtContact
+from ioc_node.core_links import CoreLinks
+from ioc_node.core_side import CoreSide
+from ioc_node.entering import Entrance
+from ioc_node.finding import Finder
+from ioc_node.identity import Identity, advertised_host, load_identity
+from ioc_node.metering.ledger import Ledger
+from ioc_node.provider_side import ProviderSide
+from ioc_node.runtime.control import open_control_server
+from ioc_node.runtime.dht import Dht, open_dht
+from ioc_node.runtime.driver import open_background
+from ioc_node.runtime.link_handlers import Handlers
+from ioc_node.runtime.links import Link, LinkEndpoint, open_links
+from ioc_node.runtime.store import Store, open_store
+from ioc_node.sharing import SharedBlobs
+from ioc_node.tasks.consume import Consumer
+from ioc_node.tasks.definition import Definition, TaskSpec
+from ioc_node.tasks.exchange import BlobExchange
+from ioc_node.tasks.handle import TaskHandle
+from ioc_node.tasks.keeper import Keeper
+from ioc_node.tasks.workflow import WorkflowHandle, Workflows
+from ioc_wire.authority import SERVER_ROLES
+from ioc_wire.identity import format_node_id
+from ioc_wire.market import Contact, Demand
+from ioc_wire.messages import NODE_CODEC
+from ioc_wire.tasks import TaskDefinition, WorkflowDefinition
+
+FOLDER_MODE: Final = 0o700
+
+_log = structlog.get_logger()
+
+
+class Node:
+    """A running node. Made by `open_node`; its methods may be called from any task of the same trio loop."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        identity: Identity,
+        *,
+        store: Store,
+        dht: Dht,
+        bulk: BulkEndpoint,
+        links: LinkEndpoint,
+        entrance: Entrance,
+        finder: Finder,
+        shared: SharedBlobs,
+        consumer: Consumer,
+        workflows: Workflows,
+        ledger: Ledger,
+        core: CoreSide | None,
+        provider: ProviderSide | None,
+    ) -> None:
+        self.config = config
+        self.identity = identity
+        self.store = store
+        self.dht = dht
+        self.bulk = bulk
+        self.links = links
+        self.entrance = entrance
+        self.finder = finder
+        self.shared = shared
+        self.consumer = consumer
+        self.workflows = workflows
+        self.ledger = ledger
+        self.core = core
+        self.provider = provider
+        self.started = time.time()
+        self.stop_wanted = trio.Event()
+        """Set when somebody asked this node to stop; whoever runs it then leaves the block."""
+
+    # -- the network
+
+    async def wait_joined(self) -> None:
+        """Wait until the node has reached a peer."""
+        await self.entrance.wait_joined()
+
+    async def resolve(self, cid: str, *, version_min: int = 0) -> api.Resolved:
+        """The signed record of an identifier from the DHT. Raises `BadIdentifier` or `NotFound`."""
+        report = await self.dht.get(cid, version_min)
+        return api.Resolved(
+            record=report.record,
+            holder=format_node_id(report.holder.node_id),
+            source="dht",
+            hops=report.hops,
+            asked=report.queried,
+            elapsed_ms=report.seconds * 1000,
+            trace=tuple(
+                api.Hop(
+                    node_id=format_node_id(step.contact.node_id),
+                    host=step.contact.address[0],
+                    port=step.contact.address[1],
+                    round=step.depth,
+                    rtt_ms=step.seconds * 1000,
+                    answer=step.outcome,
+                )
+                for step in report.trace.hops
+            ),
+        )
+
+    async def find(self, demand: Demand, *, policy: str = "cost", limit: int = 32) -> api.Found:
+        """Offers for a demand, ranked by `policy`, from a core node. Raises `PeerUnreachable`, `UsageError`."""
+        return await self.finder.find(demand, policy=policy, limit=limit)
+
+    def peers(self) -> tuple[api.PeerRow, ...]:
+        """Linked peers and known DHT servers."""
+        rows: dict[bytes, api.PeerRow] = {}
+        for contact in self.dht.contacts():
+            rows[contact.node_id] = _server_row(contact)
+        for link in self.links.links.values():
+            in_table = link.peer.node_id in rows
+            rows[link.peer.node_id] = _link_row(link, in_table=in_table)
+        return tuple(rows[node_id] for node_id in sorted(rows))[: api.ROWS_MAX]
+
+    async def register(self) -> tuple[api.RegisteredRow, ...]:
+        """Store all own identifiers again now; nothing on a node that has none."""
+        if self.provider is None:
+            return ()
+        return await self.provider.registrar.register_now(self.dht)
+
+    # -- blobs
+
+    async def add(self, path: str | Path, *, announce: bool = True) -> api.Added:
+        """Share a copy of a file with all members of the network. Raises `UsageError` or `StorageFull`."""
+        return await self.shared.add(Path(path), announce=announce)
+
+    async def get(self, blob: bytes, path: str | Path) -> api.Got:
+        """Find a blob, fetch it and write it to `path`. Raises `NotFound`, `UsageError`, `StorageFull`."""
+        return await self.shared.get(blob, Path(path), self.links)
+
+    # -- tasks
+
+    async def submit(self, task: TaskSpec | Definition) -> TaskHandle:
+        """Journal a task and begin its story. Raises `ConfigError`, `UsageError`, `StorageFull`."""
+        if isinstance(task, WorkflowDefinition):
+            task = TaskSpec.of(task)
+        assert isinstance(task, (TaskSpec, TaskDefinition))
+        return await self.consumer.submit(task)
+
+    async def submit_workflow(self, workflow: TaskSpec | WorkflowDefinition) -> WorkflowHandle:
+        """Journal a workflow and begin its story. Raises as `submit` does."""
+        return await self.workflows.submit(workflow)
+
+    # -- itself
+
+    def status(self) -> api.NodeStatus:
+        """This node at a glance."""
+        core, provider = self.core, self.provider
+        counted = self.dht.counters()
+        return api.NodeStatus(
+            version=__version__,
+            node_id=self.identity.name,
+            key=self.identity.public_key,
+            role=self.config.role,
+            network=self.identity.network.name,
+            host=self.config.advertise or self.config.host,
+            port=self.config.port,
+            pid=os.getpid(),
+            started=self.started,
+            joined=self.entrance.joined_at,
+            bootstrap=self.entrance.state(),
+            servers_known=counted["servers"],
+            links=len(self.links.links),
+            home_core=provider.home.state if provider is not None else "",
+            identifiers=len(provider.registrar.resources) if provider is not None else 0,
+            catalogue_providers=core.providers if core is not None else 0,
+            catalogue_records=core.records if core is not None else 0,
+            catalogue_digest=core.digest if core is not None else b"",
+            records_stored=counted["records"],
+            runtimes=provider.runtimes if provider is not None else (),
+            tasks_running=provider.tasks_running if provider is not None else 0,
+            receipts=self.ledger.totals().receipts,
+            blobs=len(self.bulk.store.list_blobs()),
+            blob_bytes=self.bulk.store.bytes_total,
+            bytes_in=self.bulk.counters.bytes_received,
+            bytes_out=self.bulk.counters.bytes_sent,
+            warnings=provider.warnings if provider is not None else (),
+        )
+
+
+def _server_row(contact: DhtContact) -> api.PeerRow:
+    return api.PeerRow(
+        node_id=format_node_id(contact.node_id),
+        roles=(),
+        host=contact.address[0],
+        port=contact.address[1],
+        linked=False,
+        in_table=True,
+        rtt_ms=-1.0,
+    )
+
+
+def _link_row(link: Link, *, in_table: bool) -> api.PeerRow:
+    host, port = link.peer.endpoint or ("", 0)
+    return api.PeerRow(
+        node_id=format_node_id(link.peer.node_id),
+        roles=link.peer.roles,
+        host=host,
+        port=port,
+        linked=True,
+        in_table=in_table,
+        rtt_ms=-1.0,
+    )
+
+
+@asynccontextmanager
+async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> AsyncIterator[Node]:
+    """Run a node until the block ends. `bootstrap` addresses are tried before those of `config`.
+
+    The node joins in the background: `wait_joined` waits for it, `status` says how it stands. Raises `ConfigError`,
+    `KeyFileUnsafe`, `PortInUse`, `DatabaseCorrupt`, or `NodeError` where another node runs on this home folder.
+    """
+    identity = load_identity(config, now=time.time())
+    host = advertised_host(config)
+    _make_folders(config.home)
+    answers = Answers()
+    async with open_background(), AsyncExitStack() as stack:
+        await stack.enter_async_context(open_control_server(config.home, api.CONTROL_CODEC, answers.handlers))
+        store = stack.enter_context(open_store(config.home / DATABASE_NAME))
+        blobs = await trio.to_thread.run_sync(_open_blobs, config)
+        dht = await stack.enter_async_context(_open_dht(config, identity))
+        bulk = await stack.enter_async_context(_open_bulk(config, identity, blobs))
+        handlers = Handlers()
+        keeper, ledger = Keeper(store, blobs), Ledger(store)
+        exchange = BlobExchange(bulk, (host,))
+        shared = SharedBlobs(store, bulk, dht, keeper, host=host, port=config.port)
+        shared.register(handlers)
+        exchange.on_fetched = shared.note
+        core = CoreSide(config, identity, store) if config.is_core else None
+        if core is not None:
+            core.register(handlers)
+        provider = None
+        if config.role == "provider":
+            provider = await ProviderSide.make(
+                config, identity, store=store, exchange=exchange, keeper=keeper, ledger=ledger, bulk=bulk
+            )
+            provider.register(handlers)
+        links = await stack.enter_async_context(
+            open_links(
+                identity.key,
+                identity.network,
+                host=config.host,
+                port=config.port,
+                codec=NODE_CODEC,
+                handlers=handlers,
+                roles=(config.role,),
+                chain=identity.chain,
+                advertise=(host, config.port),
+            )
+        )
+        cores = CoreLinks(links)
+        finder = Finder(links, cores, core, host=host, engine=bulk.engine, offloads=bulk.offload_names)
+
+        async def connect(contact: Contact) -> Link:
+            return await links.connect((contact.host, contact.port), contact.key)
+
+        consumer = Consumer(
+            key=identity.key,
+            store=store,
+            exchange=exchange,
+            keeper=keeper,
+            ledger=ledger,
+            find=finder.offers,
+            connect=connect,
+            settings=config.tasks,
+        )
+        workflows = Workflows(store, consumer)
+        entrance = Entrance(
+            config, identity.network, option=bootstrap, links=links, dht=dht, cores=cores, store=store
+        )
+        node = Node(
+            config,
+            identity,
+            store=store,
+            dht=dht,
+            bulk=bulk,
+            links=links,
+            entrance=entrance,
+            finder=finder,
+            shared=shared,
+            consumer=consumer,
+            workflows=workflows,
+            ledger=ledger,
+            core=core,
+            provider=provider,
+        )
+        tasks = await stack.enter_async_context(open_background())
+        if core is not None:
+            await core.start(tasks, links)
+        tasks.start_soon(entrance.run)
+        tasks.start_soon(shared.keep_announced)
+        await tasks.start(consumer.run)
+        await tasks.start(workflows.run)
+        if provider is not None:
+            await provider.start(tasks, links, dht)
+        answers.open(node)
+        _log.info("node_up", role=config.role, node=identity.name[:11], host=host, port=config.port)
+        yield node
+        answers.close()
+
+
+def _make_folders(home: Path) -> None:
+    for folder in (home, home / "blobs", home / "tasks", home / "run"):
+        folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+
+
+def _open_blobs(config: NodeConfig) -> BlobStore:
+    return BlobStore(config.home / "blobs", bytes_max=config.bulk.blobs_mib_max << 20)
+
+
+@asynccontextmanager
+async def _open_dht(config: NodeConfig, identity: Identity) -> AsyncIterator[Dht]:
+    async with open_dht(
+        key=identity.key,
+        host=config.host,
+        port=config.port,
+        network_id=identity.network.network_id,
+        roots=identity.network.root_keys,
+        admission=identity.network.admission,
+        chain=identity.chain,
+        server=config.role in SERVER_ROLES,
+        advertise_host=config.advertise,
+        rng=random.SystemRandom(),
+    ) as dht:
+        yield dht
+
+
+@asynccontextmanager
+async def _open_bulk(config: NodeConfig, identity: Identity, blobs: BlobStore) -> AsyncIterator[BulkEndpoint]:
+    offloads: list[Offload] = [
+        offload for offload in load_offloads(config.home / "run") if offload.name in config.bulk.offloads
+    ]
+    async with open_bulk(
+        blobs,
+        identity.key,
+        host=config.host,
+        port=config.port + 1,
+        engine=config.bulk.engine,
+        offloads=offloads,
+    ) as bulk:
+        yield bulk
