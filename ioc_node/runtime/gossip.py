@@ -18,7 +18,7 @@ from ioc_node.core.catalogue import Catalogue
 from ioc_node.core.chance import Chance
 from ioc_node.core.gossip import COMPARE_SECONDS, Gossip, pack_news
 from ioc_node.core.trust import Trust
-from ioc_node.errors import PeerUnreachable
+from ioc_node.errors import PeerUnreachable, StorageFull
 from ioc_node.runtime.driver import open_background
 from ioc_node.runtime.entry_pages import fetch_entries, send_entries
 from ioc_node.runtime.link_handlers import Handlers, SendItem
@@ -34,6 +34,9 @@ log = structlog.get_logger()
 
 FETCH_STALL_SECONDS: Final = 20.0
 """A peer that sends no page of a fetch for so long is passed over."""
+STORE_AGAIN_SECONDS: Final = 5.0
+STORE_LAST_SECONDS: Final = 2.0
+"""What is unsaved when the node stops is stored within so long, or fetched again later."""
 PUBLISH_SECONDS: Final = 60.0
 """How long the answer to a publisher waits for its entries."""
 TASKS_MAX: Final = 512
@@ -349,14 +352,20 @@ class CoreGossip:
                 await trio.sleep(0.1)
                 await self._save_now(shelf)
         finally:
-            with trio.CancelScope(shield=True):
+            with trio.move_on_after(STORE_LAST_SECONDS, shield=True):
                 await self._save_now(shelf)
 
     async def _save_now(self, shelf: Shelf) -> None:
         self._saving = trio.Event()
         changes, self._unsaved = self._unsaved, {}
-        if changes:
+        try:
             await shelf.save(self.catalogue, changes)
+        except StorageFull as error:
+            # Nothing is lost: what cannot be stored here is fetched from others after a restart.
+            log.error("catalogue_not_stored", error=str(error))
+            for provider, slots in changes.items():
+                self._note_unsaved(provider, None if slots is None else tuple(slots))
+            await trio.sleep(STORE_AGAIN_SECONDS)
 
 
 def make_gossip(

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from ioc_node.core.own_catalogue import Commit, OwnCatalogue
-from ioc_node.errors import PeerUnreachable
+from ioc_node.errors import PeerUnreachable, StorageFull
 from ioc_node.runtime.entry_pages import send_entries
 from ioc_node.runtime.gossip import is_core, name_of
 from ioc_node.runtime.link_handlers import Handlers, SendItem
@@ -215,7 +215,11 @@ class Home:
     async def _commit(self, shelf: OwnShelf | None) -> bool:
         commit = self.own.commit(unix=self._clock())
         if commit is not None and shelf is not None:
-            await shelf.save_own(self.own, commit)
+            try:
+                await shelf.save_own(self.own, commit)
+            except StorageFull as error:
+                # Publishing goes on: without this state the log begins again at the clock, which forks nothing.
+                log.error("own_catalogue_not_stored", error=str(error))
         return commit is not None
 
     async def _publish(self, link: Link, shelf: OwnShelf | None) -> None:

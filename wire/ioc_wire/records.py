@@ -163,7 +163,8 @@ class Head(SignedPayload, frozen=True):
 
 
 class StatusRow(Message, frozen=True):
-    """The changing part of one slot: what is free, how long the queue is, what a core-hour costs now."""
+    """The changing part of one slot: what is free, how long the queue is, what a core-hour costs now (0: as the
+    record says). Accelerators: one number per group of the record's `accelerators`, all its devices together."""
 
     slot: UInt
     free_cores_milli: UInt

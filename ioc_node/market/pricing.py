@@ -1,0 +1,65 @@
+"""What a task would cost: an estimate at its wall limit, in whole millionths of the currency.
+
+    estimate = ceil( hours * (core_hour * cores + accelerator_hour * accelerators + gib_hour * memory) ) + task
+
+with `hours` the demand's wall seconds / 3600, `memory` in GiB, and the record's prices per unit; a unit without a
+price costs nothing. `core_hour` is the price in the status row where that is not 0. Bytes moved are not in it.
+The sum is exact (integers, rounded up once).
+"""
+
+from typing import NamedTuple
+
+from ioc_node.market.leases import cores_milli_of
+from ioc_wire.market import Demand
+from ioc_wire.records import Price
+
+_SCALE = 3600 * 1000 * 1024
+
+
+class Prices(NamedTuple):
+    """Millionths of the currency per unit; 0 where a record has no price for it."""
+
+    core_hour: int = 0
+    accelerator_hour: int = 0
+    gib_hour: int = 0
+    task: int = 0
+
+
+def prices_of(prices: tuple[Price, ...]) -> Prices:
+    """A record's prices; the first of two for one unit counts."""
+    found: dict[str, int] = {}
+    for price in prices:
+        found.setdefault(price.unit, price.micro)
+    return Prices(
+        found.get("core-hour", 0),
+        found.get("accelerator-hour", 0),
+        found.get("gib-hour", 0),
+        found.get("task", 0),
+    )
+
+
+def cores_milli(demand: Demand) -> int:
+    """Thousandths of a core that a demand asks for, as leases count them."""
+    return cores_milli_of(demand.resources.cores)
+
+
+def accelerators_milli(demand: Demand) -> int:
+    """Thousandths of accelerators that a demand asks for, all groups together."""
+    return sum(item.count_milli for item in demand.resources.accelerators)
+
+
+def estimate_micro(prices: Prices, core_hour_now: int, demand: Demand) -> int:
+    """The estimate of the formula above."""
+    core_hour = core_hour_now or prices.core_hour
+    per_hour = (
+        core_hour * cores_milli(demand) * 1024
+        + prices.accelerator_hour * accelerators_milli(demand) * 1024
+        + prices.gib_hour * demand.resources.memory_mib * 1000
+    )
+    return -(-per_hour * demand.wall_seconds // _SCALE) + prices.task
+
+
+def format_micro(micro: int) -> str:
+    """`0.12` for 120000."""
+    text = f"{micro // 1_000_000}.{micro % 1_000_000:06d}".rstrip("0")
+    return text + "0" if text.endswith(".") else text

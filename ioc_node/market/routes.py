@@ -1,0 +1,159 @@
+"""How far offers are, and by which transport bytes would go there: measured by the consumer before it reserves."""
+
+import math
+import statistics
+from collections.abc import Collection, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+import trio
+
+from ioc_node.errors import PeerUnreachable
+from ioc_node.market.policies import Context, load_policy, record_of, rtt_reason
+from ioc_node.runtime.links import Link, LinkEndpoint
+from ioc_wire.authority import check_names
+from ioc_wire.cid import parse_cid
+from ioc_wire.errors import WireError
+from ioc_wire.market import Demand, MeasureRtt, Offer, OffersFound, Removal, RttMeasured
+from ioc_wire.records import verify_record
+
+PINGS: Final = 3
+MEASURED_MAX: Final = 16
+"""Providers measured for one demand: the first so many of the list."""
+REMOVALS_MAX: Final = 32
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+MEASURE_SECONDS: Final = 3.0
+"""A provider that has not answered by then is unreachable."""
+
+
+class Measured(NamedTuple):
+    """Round trip to one provider in microseconds, or -1 and why there is none."""
+
+    rtt_us: int
+    error: str = ""
+
+
+async def measure_rtts(links: LinkEndpoint, offers: Sequence[Offer]) -> dict[bytes, Measured]:
+    """Median of three round trips over a link to each provider of `offers` (by key), all at the same time.
+
+    A provider whose grant does not cover the offered identifier is treated as unreachable, with that reason.
+    """
+    first: dict[bytes, Offer] = {}
+    for offer in offers:
+        if len(first) < MEASURED_MAX:
+            first.setdefault(offer.provider.key, offer)
+    found: dict[bytes, Measured] = {}
+
+    async def measure(offer: Offer) -> None:
+        found[offer.provider.key] = await _measure(links, offer)
+
+    async with trio.open_nursery() as nursery:
+        for offer in first.values():
+            nursery.start_soon(measure, offer)
+    return found
+
+
+async def _measure(links: LinkEndpoint, offer: Offer) -> Measured:
+    contact = offer.provider
+    with trio.move_on_after(MEASURE_SECONDS):
+        try:
+            link = await links.connect((contact.host, contact.port), contact.key)
+            if links.local.network.certified:
+                check_names(parse_cid(record_of(offer).cid).prefix, contact.key, link.peer.grant)
+            return Measured(await ping_us(link))
+        except (PeerUnreachable, WireError) as error:
+            return Measured(-1, str(error))
+    return Measured(-1, f"no answer within {MEASURE_SECONDS:g} s")
+
+
+async def ping_us(link: Link) -> int:
+    """The median round trip of a few small requests over a link, in microseconds."""
+    times = []
+    for _ in range(PINGS):
+        began = trio.current_time()
+        await link.request(MeasureRtt(), RttMeasured)
+        times.append(trio.current_time() - began)
+    return round(statistics.median(times) * 1_000_000)
+
+
+def apply_rtts(
+    offers: Sequence[Offer], measured: dict[bytes, Measured], demand: Demand
+) -> tuple[list[Offer], list[Removal]]:
+    """`offers` with their round trips; without those that cannot be reached or are farther than the demand allows.
+
+    Where the demand sets a limit, what was not measured is left out as well: nothing shows that it is near enough.
+    """
+    most_ms = demand.constraints.rtt_ms_max
+    most_us = math.inf if most_ms is None else most_ms * 1000
+    kept: list[Offer] = []
+    lost: list[str] = []
+    far: list[tuple[float, str]] = []
+    for offer in offers:
+        one = measured.get(offer.provider.key)
+        cid = record_of(offer).cid
+        if one is not None and one.rtt_us < 0:
+            lost.append(f"{cid}: {one.error}")
+        elif one is None and most_ms is not None:
+            far.append((math.inf, f"{cid} was not measured"))
+        elif one is not None and one.rtt_us > most_us:
+            far.append((one.rtt_us, f"{cid} is {one.rtt_us / 1000:.1f} of the {most_ms:g} ms away"))
+        else:
+            kept.append(msgspec.structs.replace(offer, rtt_us=one.rtt_us if one is not None else -1))
+    removals = []
+    if lost:
+        removals.append(Removal("reachable", len(lost), lost[0][:512]))
+    if far:
+        removals.append(Removal("rtt", len(far), min(far)[1][:512]))
+    return kept, removals
+
+
+def check_offers(offers: Sequence[Offer], *, unix: float) -> list[Offer]:
+    """The offers whose record was truly signed by the provider they name; a core node vouches for nothing else."""
+    return [offer for offer in offers if _is_genuine(offer, unix)]
+
+
+def _is_genuine(offer: Offer, unix: float) -> bool:
+    if offer.record.key != offer.provider.key:
+        return False
+    try:
+        verify_record(offer.record, now=unix)
+    except WireError:
+        return False
+    return True
+
+
+async def measure_offers(
+    links: LinkEndpoint, found: OffersFound, context: Context, policy: str
+) -> OffersFound:
+    """`found` measured and ranked again by `policy`; what was left out is told among the removals.
+
+    Raises `UsageError` for a policy that is not installed.
+    """
+    rank = load_policy(policy)
+    measured = await measure_rtts(links, found.offers)
+    kept, removals = apply_rtts(found.offers, measured, context.demand)
+    return msgspec.structs.replace(
+        found,
+        offers=tuple(rank(kept, context)),
+        removals=(*found.removals, *removals)[:REMOVALS_MAX],
+    )
+
+
+def route_of(
+    offer: Offer, *, engine: str, offloads: Collection[str], hosts: Collection[str] = LOOPBACK
+) -> str:
+    """RTT and the transport that bytes would take to an offer's provider: `RTT 0.4 ms, measured; shm (same host)`.
+
+    `offloads` are this node's; `hosts` are its own addresses, which tell whether the provider is on this machine.
+    """
+    return f"{rtt_reason(offer)}; {_transport(offer, engine, offloads, hosts)}"
+
+
+def _transport(offer: Offer, engine: str, offloads: Collection[str], hosts: Collection[str]) -> str:
+    common = [name for name in record_of(offer).network.offloads if name in offloads]
+    if "shm" in common and offer.provider.host in hosts:
+        return "shm (same host)"
+    for name in common:
+        if name != "shm":
+            return f"{name} (both ends have it)"
+    return f"quic/{engine} ({'another host' if common else 'no offload in common'})"
