@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, Final, Literal
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import NameOID
@@ -26,6 +27,7 @@ from ioc_wire.bulk import BULK_ALPN
 EngineName = Literal["auto", "qh3", "aioquic"]
 
 DATAGRAM_BYTES: Final = 1452
+"""What fits an Ethernet frame with IPv6 and UDP around it; nothing is lost to fragments on common paths."""
 IDLE_SECONDS: Final = 30.0
 WINDOW_BYTES: Final = 16 << 20
 """Flow control windows granted at first. Both engines widen them by themselves, so they bound nothing:
@@ -95,10 +97,14 @@ class Pipe:
 
     def buffered_bytes(self, stream: int) -> int:
         """Stream bytes given to `send` that the peer has not acknowledged yet."""
-        raise NotImplementedError
+        buffered: int = self._guard(self._buffered_bytes, stream)
+        return buffered
 
     def peer_key(self) -> bytes | None:
         """The Ed25519 key in the peer's certificate, whose signature TLS has verified; None for any other."""
+        raise NotImplementedError
+
+    def _buffered_bytes(self, stream: int) -> int:
         raise NotImplementedError
 
     def _feed(self, received: Received, now: float) -> None:
@@ -138,7 +144,7 @@ class _AioquicPipe(Pipe):
             self._polled.extend(self.connection.datagrams_to_send(now))
         return [self._polled.popleft() for _ in range(min(count, len(self._polled)))]
 
-    def buffered_bytes(self, stream: int) -> int:
+    def _buffered_bytes(self, stream: int) -> int:
         found = self.connection._streams.get(stream)
         return len(found.sender._buffer) if found is not None else 0
 
@@ -167,7 +173,7 @@ class _Qh3Pipe(Pipe):
         polled = itertools.islice(iter(functools.partial(core.poll_transmit, now), None), count)
         return [(transmit[0], transmit[1]) for transmit in polled]
 
-    def buffered_bytes(self, stream: int) -> int:
+    def _buffered_bytes(self, stream: int) -> int:
         core = self.connection._core
         flying = core.bytes_in_flight if core is not None else 0
         return int(self.connection.get_send_buffer_size(stream)) + int(flying)
@@ -183,7 +189,10 @@ class _Qh3Pipe(Pipe):
 
 
 def _ed25519_key(certificate: Any) -> bytes | None:
-    key = certificate.public_key() if certificate is not None else None
+    try:
+        key = certificate.public_key() if certificate is not None else None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return None
     return key.public_bytes_raw() if isinstance(key, Ed25519PublicKey) else None
 
 

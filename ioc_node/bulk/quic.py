@@ -13,7 +13,6 @@ hence a peer that sends more than the application asked for is cut off.
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Final
 
 import trio
@@ -77,7 +76,7 @@ class Channel:
         step = self.pipe.slice_bytes
         for start in range(0, len(view), step):
             piece = view[start : start + step]
-            while not self._has_room(len(piece)):
+            while self._fault is None and not self._has_room(len(piece)):
                 self._writable = trio.Event()
                 await self._writable.wait()
             self._apply(self.pipe.send, STREAM, piece)
@@ -102,7 +101,7 @@ class Channel:
     async def aclose(self, reason: str = "") -> None:
         """Let what was sent arrive (for at most `FINISH_SECONDS`), then close."""
         with trio.move_on_after(FINISH_SECONDS):
-            while self._fault is None and self.pipe.buffered_bytes(STREAM):
+            while self._fault is None and self._buffered_bytes():
                 self._writable = trio.Event()
                 await self._writable.wait()
         self.close_nowait(reason)
@@ -192,14 +191,14 @@ class Channel:
             if self._fault is not None:
                 return
             self._more = self._send_due(now)
+            if not self._writable.is_set() and self._has_room(self.pipe.slice_bytes):
+                self._writable.set()
         except EngineError as error:
             self._give_up(error)
             return
         except OSError as error:
             self._end(ChannelBroken(f"{self.peer[0]}:{self.peer[1]}: {error.strerror or error}"))
             return
-        if not self._writable.is_set() and self._has_room(self.pipe.slice_bytes):
-            self._writable.set()
         timer = self.pipe.timer()
         if self._more or self._unsent:
             self._wake.set()
@@ -215,8 +214,8 @@ class Channel:
             if not batch:
                 return False
             budget -= len(batch)
-            for address, group in groupby(batch, key=lambda datagram: datagram[1]):
-                datagrams = [data for data, _ in group]
+            for address in dict.fromkeys([address for _, address in batch]):  # nearly always one
+                datagrams = [data for data, to in batch if to == address]
                 sent = self._udp.send_nowait(datagrams, address)
                 self._unsent.extend((data, address) for data in datagrams[sent:])
             if self._unsent:
@@ -266,9 +265,15 @@ class Channel:
         return b"".join(taken)
 
     def _has_room(self, count: int) -> bool:
-        self._raise_fault()
-        buffered = self.pipe.buffered_bytes(STREAM)
+        buffered = self._buffered_bytes()
         return buffered == 0 or buffered + count <= self.pipe.buffered_bytes_max
+
+    def _buffered_bytes(self) -> int:
+        try:
+            return self.pipe.buffered_bytes(STREAM)
+        except EngineError as error:
+            self._give_up(error)
+            return 0
 
     def _give_up(self, error: EngineError) -> None:
         self._say_close(1, "cannot go on")

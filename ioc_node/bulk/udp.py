@@ -130,20 +130,23 @@ class UdpSocket:
 
 def _cuts(datagrams: Sequence[bytes]) -> list[int]:
     """Where to cut so that in each piece all but the last datagram have one size, as GSO demands."""
+    if not datagrams:
+        return [0]
+    count = len(datagrams)
+    sizes = list(map(len, datagrams))
+    equal = sizes.count(sizes[0])
+    one_piece = equal == count or (equal == count - 1 and sizes[-1] < sizes[0])
+    if one_piece and count <= SEGMENTS_MAX and sizes[0] * count <= SEND_BYTES_MAX:
+        return [0, count]  # nearly always: a full flight, or its end
     cuts = [0]
     start = total = 0
-    for index, datagram in enumerate(datagrams):
-        size = len(datagram)
+    for index, size in enumerate(sizes):
         full = index - start == SEGMENTS_MAX or total + size > SEND_BYTES_MAX
-        if index > start and (
-            full or size > len(datagrams[start]) or len(datagrams[index - 1]) < len(datagrams[start])
-        ):
+        if index > start and (full or size > sizes[start] or sizes[index - 1] < sizes[start]):
             cuts.append(index)
             start, total = index, 0
         total += size
-    if datagrams:
-        cuts.append(len(datagrams))
-    return cuts
+    return [*cuts, count]
 
 
 def open_udp(host: str, port: int) -> UdpSocket:
