@@ -69,8 +69,7 @@ class Operation:
         def on_answer(answer: AnyMessage | Fault, request: Request, now: float, out: Outbox) -> None:
             if isinstance(answer, wire.Refusal):
                 answer = error_of(answer.code, answer.detail)
-            outcome = str(answer) if isinstance(answer, (WireError, NodeError)) else type(answer).__name__
-            self.trace.hops.append(Hop(contact, depth, now - request.began, outcome))
+            self.trace.hops.append(Hop(contact, depth, now - request.began, _outcome(answer)))
             answered(contact, answer, now, out)
 
         exchange.ask(number, build(number), contact.node_id, contact.address, on_answer, now, out)
@@ -221,3 +220,14 @@ class _SelfLookup(Search):
     def settle(self, now: float, out: Outbox) -> None:
         self.close()
         self.join.finish(JoinReport(self.join.reached, self.join.failed, len(self.dht.table)), out)
+
+
+def _outcome(answer: AnyMessage | Fault) -> str:
+    """What a trace says of an answer."""
+    if isinstance(answer, wire.Value):
+        return "record" if answer.record is not None else f"not held, {len(answer.nodes)} servers told"
+    if isinstance(answer, wire.Nodes):
+        return f"{len(answer.nodes)} servers told"
+    if isinstance(answer, wire.Holders):
+        return f"{answer.total} holders, {len(answer.nodes)} servers told"
+    return str(answer) if isinstance(answer, (WireError, NodeError)) else type(answer).__name__.lower()

@@ -80,7 +80,7 @@ def test_a_small_network_learns_itself_whole_and_finds_in_one_hop() -> None:
     assert (report.hops, report.queried, report.resource.version) == (1, 1, 1)
     assert len(net.wire) - sent == 2, "one datagram there, one back"
     assert report.trace.ending == "stopped"
-    assert report.trace.hops[0].outcome == "Value"
+    assert report.trace.hops[0].outcome == "record"
 
 
 def test_sixty_nodes_with_a_fifth_of_all_datagrams_lost() -> None:
@@ -98,6 +98,9 @@ def test_sixty_nodes_with_a_fifth_of_all_datagrams_lost() -> None:
     missing = net.result(nodes[5], GetStarted(9, f"{OWN}/nothing"), 60)
     assert isinstance(missing, NotFound)
     assert "servers were asked" in str(missing)
+    found = net.result(nodes[5], FindStarted(10, cid_key(CID)), 60)
+    assert isinstance(found, FindReport)
+    assert any(hop.outcome == "20 servers told" for hop in found.trace.hops)
 
 
 def test_buckets_take_over_when_the_network_outgrows_the_table() -> None:
