@@ -9,19 +9,17 @@ import msgspec
 import trio
 
 from ioc_node.errors import PeerUnreachable
-from ioc_node.market.policies import Context, load_policy, record_of, rtt_reason
+from ioc_node.market.policies import record_of, rtt_reason
 from ioc_node.runtime.links import Link, LinkEndpoint
 from ioc_wire.authority import check_names
 from ioc_wire.cid import parse_cid
 from ioc_wire.errors import WireError
-from ioc_wire.market import Demand, MeasureRtt, Offer, OffersFound, Removal, RttMeasured
+from ioc_wire.market import Demand, MeasureRtt, Offer, Removal, RttMeasured
 from ioc_wire.records import verify_record
 
 PINGS: Final = 3
 MEASURED_MAX: Final = 16
 """Providers measured for one demand: the first so many of the list."""
-REMOVALS_MAX: Final = 32
-LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 MEASURE_SECONDS: Final = 3.0
 """A provider that has not answered by then is unreachable."""
 
@@ -122,38 +120,22 @@ def _is_genuine(offer: Offer, unix: float) -> bool:
     return True
 
 
-async def measure_offers(
-    links: LinkEndpoint, found: OffersFound, context: Context, policy: str
-) -> OffersFound:
-    """`found` measured and ranked again by `policy`; what was left out is told among the removals.
-
-    Raises `UsageError` for a policy that is not installed.
-    """
-    rank = load_policy(policy)
-    measured = await measure_rtts(links, found.offers)
-    kept, removals = apply_rtts(found.offers, measured, context.demand)
-    return msgspec.structs.replace(
-        found,
-        offers=tuple(rank(kept, context)),
-        removals=(*found.removals, *removals)[:REMOVALS_MAX],
-    )
-
-
-def route_of(
-    offer: Offer, *, engine: str, offloads: Collection[str], hosts: Collection[str] = LOOPBACK
+def transport_to(
+    offer: Offer, *, own_offloads: Collection[str], own_hosts: Collection[str], engine: str
 ) -> str:
-    """RTT and the transport that bytes would take to an offer's provider: `RTT 0.4 ms, measured; shm (same host)`.
+    """Which way bytes would take to an offer's provider, and why: an offload that both ends have, else QUIC.
 
-    `offloads` are this node's; `hosts` are its own addresses, which tell whether the provider is on this machine.
+    `own_hosts` are this node's addresses, which tell whether the provider is on this machine.
     """
-    return f"{rtt_reason(offer)}; {_transport(offer, engine, offloads, hosts)}"
-
-
-def _transport(offer: Offer, engine: str, offloads: Collection[str], hosts: Collection[str]) -> str:
-    common = [name for name in record_of(offer).network.offloads if name in offloads]
-    if "shm" in common and offer.provider.host in hosts:
+    common = [name for name in record_of(offer).network.offloads if name in own_offloads]
+    if "shm" in common and offer.provider.host in own_hosts:
         return "shm (same host)"
     for name in common:
         if name != "shm":
             return f"{name} (both ends have it)"
     return f"quic/{engine} ({'another host' if common else 'no offload in common'})"
+
+
+def route_text(offer: Offer, transport: str) -> str:
+    """`RTT 0.4 ms, measured; shm (same host)`."""
+    return f"{rtt_reason(offer)}; {transport}"
