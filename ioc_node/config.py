@@ -127,6 +127,12 @@ class NodeConfig(_Table, frozen=True, kw_only=True):
             raise ConfigError(f"{path}: home: unknown key; the home folder is the one that the file is in")
         return msgspec.structs.replace(convert_document(document, cls, str(path)), home=folder)
 
+    def document(self) -> dict[str, Any]:
+        """What `config.toml` says: every key that differs from its default. The home folder is where the file is."""
+        document: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
+        document.pop("home", None)
+        return document
+
     @property
     def network_path(self) -> Path:
         return self.home / self.network

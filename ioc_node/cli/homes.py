@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 import click
-import msgspec
 import tomli_w
 from rich.console import Console
 
@@ -77,8 +76,7 @@ def check_new(home: Path) -> None:
 
 def config_text(config: NodeConfig) -> str:
     """`config.toml` with its comments."""
-    document: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(config, home=Path()))
-    document.pop("home", None)
+    document = config.document()
     first = {
         "role": config.role,
         "host": config.host,

@@ -5,6 +5,7 @@ reads a clock: `now` is seconds of whatever clock its driver uses, and the same 
 generator gives the same effects.
 """
 
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 Event_contra = TypeVar("Event_contra", contravariant=True)
@@ -14,7 +15,7 @@ Effect_co = TypeVar("Effect_co", covariant=True)
 class Machine(Protocol[Event_contra, Effect_co]):
     """State that changes only in `handle`, and says when it next wants to be woken."""
 
-    def handle(self, event: Event_contra, *, now: float) -> "list[Effect_co]":
+    def handle(self, event: Event_contra, *, now: float) -> Sequence[Effect_co]:
         """Take one event in; return the commands that follow from it, in order."""
         ...
 
