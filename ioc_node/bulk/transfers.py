@@ -212,7 +212,10 @@ class BulkEndpoint:
                 if renew is None:
                     raise
                 failure = error
-                landing.ticket = await renew()
+                renewed = await renew()
+                if renewed.blob != landing.ticket.blob:
+                    raise TicketRefused("the renewed ticket is for another blob") from None
+                landing.ticket = renewed
             failures = 1 if arrived else failures + 1
             if failures >= ATTEMPTS_MAX * len(endpoints):
                 name = format_blob_id(landing.ticket.blob)

@@ -202,7 +202,7 @@ async def test_a_reader_that_stops_reading_bounds_the_holders_memory(engine: str
             sent += channel.pipe.slice_bytes
 
     async with open_rogue(pour, engine) as port:
-        with trio.move_on_after(1.5):
+        with trio.move_on_after(0.8):
             async with open_channel(
                 load_engine("qh3", BOB), "127.0.0.1", port, public_bytes(ALICE), received_bytes_max=1 << 40
             ) as channel:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from ioc_node.bulk import endpoint
+from ioc_node.bulk import endpoint, fetching
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.offload import load_offloads
 from ioc_node.bulk.offloads.shm import ShmDescriptor, ShmOffload
@@ -23,11 +23,12 @@ from ioc_wire.signed import public_bytes
 from .conftest import BOB, CAROL, MIB, pattern
 
 SIZE = 32 * MIB + 5
+SMALL = 12 * MIB + 5
 ROOT = Path(__file__).parents[2]
 
 
-async def prepare(folder: Path) -> BlobInfo:
-    return await BlobStore(folder / "store").add_bytes(pattern(SIZE))
+async def prepare(folder: Path, size: int) -> BlobInfo:
+    return await BlobStore(folder / "store").add_bytes(pattern(size))
 
 
 class Holder:
@@ -66,14 +67,15 @@ async def holding(
 async def test_a_transfer_survives_the_holders_death(
     tmp_path: Path, bob_store: BlobStore, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(fetching, "CREDIT_CHUNKS", 4)  # so that most of the blob is not yet on its way
     monkeypatch.setattr(endpoint, "QUIET_SECONDS", 0.2)
     monkeypatch.setattr(endpoint, "SILENT_SECONDS_MAX", 0.8)
-    info = await prepare(tmp_path)
+    info = await prepare(tmp_path, SMALL)
     async with holding(tmp_path, engine) as (first, nursery), open_bulk(bob_store, BOB) as bob:
         killed_at: list[int] = []
 
         def kill_early(here: int, _size: int) -> None:
-            if not killed_at and here >= 6 * MIB:
+            if not killed_at and here >= 3 * MIB:
                 killed_at.append(here)
                 first.process.send_signal(signal.SIGKILL)
 
@@ -90,14 +92,14 @@ async def test_a_transfer_survives_the_holders_death(
         nursery.start_soon(restart)
         report = await bob.fetch(first.ticket, on_progress=kill_early, renew=renew)
     assert killed_at
-    assert report.bytes_moved == SIZE
+    assert report.bytes_moved == SMALL
     assert bob.counters.reconnections > 0
-    assert bob.counters.bytes_received == SIZE  # nothing came twice
-    assert bob_store.path(info.blob).read_bytes() == pattern(SIZE)
+    assert bob.counters.bytes_received == SMALL  # nothing came twice
+    assert bob_store.path(info.blob).read_bytes() == pattern(SMALL)
 
 
 async def test_what_a_killed_reader_had_is_not_fetched_again(tmp_path: Path, bob_store: BlobStore) -> None:
-    info = await prepare(tmp_path)
+    info = await prepare(tmp_path, SIZE)
     async with holding(tmp_path) as (holder, nursery):
         command = [sys.executable, "-m", "tests.bulk.reader", str(bob_store.folder), holder.ticket_hex]
         reader = await nursery.start(partial(trio.run_process, command, stdout=-1, check=False, cwd=ROOT))
@@ -116,7 +118,7 @@ async def test_what_a_killed_reader_had_is_not_fetched_again(tmp_path: Path, bob
 
 
 async def test_two_processes_of_one_host_share_memory(tmp_path: Path, bob_store: BlobStore) -> None:
-    info = await prepare(tmp_path)
+    info = await prepare(tmp_path, SMALL)
     offloads = list(load_offloads(tmp_path / "bob-run"))
     assert [offload.name for offload in offloads] == ["shm"]
     async with (
@@ -126,7 +128,7 @@ async def test_two_processes_of_one_host_share_memory(tmp_path: Path, bob_store:
         report = await bob.fetch(holder.ticket)
     assert (report.transport, report.reason) == ("shm", "shm: same host")
     assert bob.counters.bytes_received == 0
-    assert bob_store.path(info.blob).read_bytes() == pattern(SIZE)
+    assert bob_store.path(info.blob).read_bytes() == pattern(SMALL)
     assert (
         bob_store.path(info.blob).stat().st_ino != BlobStore(tmp_path / "store").path(info.blob).stat().st_ino
     )
@@ -139,7 +141,7 @@ async def test_two_processes_of_one_host_share_memory(tmp_path: Path, bob_store:
 async def test_quic_takes_over_where_shared_memory_fails(
     tmp_path: Path, bob_store: BlobStore, trouble: str
 ) -> None:
-    info = await prepare(tmp_path)
+    info = await prepare(tmp_path, SMALL)
     roads = [] if trouble == "no offload" else [ShmOffload(tmp_path / "bob-run")]
     async with (
         holding(tmp_path, "qh3", "shm") as (holder, _),
@@ -159,11 +161,11 @@ async def test_quic_takes_over_where_shared_memory_fails(
     assert report.transport == "quic/qh3"
     assert "shm" in report.reason
     assert bob.counters.offload_fallbacks["shm"] == (0 if trouble == "no offload" else 1)
-    assert bob_store.path(info.blob).read_bytes() == pattern(SIZE)
+    assert bob_store.path(info.blob).read_bytes() == pattern(SMALL)
 
 
 async def test_shared_memory_asks_for_the_ticket_too(tmp_path: Path) -> None:
-    await prepare(tmp_path)
+    await prepare(tmp_path, SMALL)
     carol_store = BlobStore(tmp_path / "carol")
     async with (
         holding(tmp_path, "qh3", "shm") as (holder, _),
@@ -184,7 +186,7 @@ async def test_a_long_runtime_folder_still_gets_a_socket(tmp_path: Path, alice_s
 
 
 async def test_a_changed_byte_in_the_shared_file_is_refused(tmp_path: Path, bob_store: BlobStore) -> None:
-    info = await prepare(tmp_path)
+    info = await prepare(tmp_path, SMALL)
     path = BlobStore(tmp_path / "store").path(info.blob)
     async with (
         holding(tmp_path, "qh3", "shm") as (holder, _),
