@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import trio
+import trio.abc
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -92,7 +93,7 @@ async def serve_tls(size: int) -> None:
     listener = (await trio.open_ssl_over_tcp_listeners(0, _tls_context(server=True), host="127.0.0.1"))[0]
     piece = os.urandom(PIECE)
 
-    async def answer(stream: trio.SSLStream) -> None:
+    async def answer(stream: trio.abc.Stream) -> None:
         await stream.receive_some(1)
         for _ in range(-(-size // PIECE)):
             await stream.send_all(piece)
