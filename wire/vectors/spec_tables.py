@@ -15,7 +15,7 @@ from msgspec import inspect as mi
 from structs import full_name, modules, structs_of
 
 from ioc_wire import bulk, limits
-from ioc_wire.errors import error_table
+from ioc_wire.errors import UnknownType, error_table
 from ioc_wire.signed import SignedPayload
 
 _MARKED: Final = re.compile(r"(<!-- generated: (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -81,7 +81,7 @@ def frames_table() -> str:
     for number in range(1, 256):
         try:
             bulk.decode_frame_header(bulk.FRAME_HEADER.pack(number, 0))
-        except bulk.UnknownType:
+        except UnknownType:
             continue
         rows.append(f"| {number} | {bulk._KINDS[number].__name__} |")
     return "\n".join(rows)
