@@ -206,6 +206,14 @@ PROGRAMS = {
         (i32.store (i32.const 516) (i32.const 1))
         (i64.store (i32.const 524) (i64.const 60000000000))
         (drop (call $poll_oneoff (i32.const 500) (i32.const 600) (i32.const 1) (i32.const 700))))""",
+    "nap": """
+      (data (i32.const 16) "out")
+      (func (export "_start")
+        (i32.store (i32.const 516) (i32.const 1))
+        (i64.store (i32.const 524) (i64.const 500000000))
+        (drop (call $poll_oneoff (i32.const 500) (i32.const 600) (i32.const 1) (i32.const 700)))
+        (drop (call $path_open (i32.const 3) (i32.const 0) (i32.const 16) (i32.const 3) (i32.const 9)
+          (i64.const 64) (i64.const 64) (i32.const 0) (i32.const 104))))""",
     "copy": """
       (data (i32.const 0) "in") (data (i32.const 16) "out") (data (i32.const 400) "copied\\n")
       (func (export "_start")
@@ -219,7 +227,8 @@ PROGRAMS = {
         (drop (call $fd_write (i32.load (i32.const 104)) (i32.const 200) (i32.const 1) (i32.const 208)))
         (call $say (i32.const 400) (i32.const 7)))""",
 }
-"""`copy` writes its file `in` to `out`; `sleep` says something and sleeps for a minute."""
+"""`copy` writes its file `in` to `out`; `nap` makes an empty `out` after half a second; `sleep` says something and
+sleeps for a minute."""
 
 
 def program(folder: Path, name: str) -> Path:
@@ -230,11 +239,11 @@ def program(folder: Path, name: str) -> Path:
     return path
 
 
-def task_of(folder: Path, name: str, **more: Any) -> TaskDefinition:
+def task_of(folder: Path, runs: str, **more: Any) -> TaskDefinition:
     """A task that runs one of `PROGRAMS`; other fields as given."""
     task = TaskDefinition(
-        name=name,
-        executor=ExecutorStep(runtime="wasm", program=f"file:{program(folder, name)}", command=(name,)),
+        name=runs,
+        executor=ExecutorStep(runtime="wasm", program=f"file:{program(folder, runs)}", command=(runs,)),
         resources=Resources(cores=1, memory_mib=64, disk_mib=64),
         limits=Limits(wall_seconds=60),
     )
@@ -262,3 +271,23 @@ async def story_of(handle: TaskHandle, *, follow: bool = True) -> list[TaskEvent
 async def ending_of(handle: TaskHandle, seconds: float = 10.0) -> Ending:
     with trio.fail_after(seconds):
         return await handle.wait()
+
+
+@asynccontextmanager
+async def mortal(
+    town: Town, name: str, *, port: int = 0
+) -> AsyncIterator[tuple[TaskNode, trio.CancelScope, trio.Event]]:
+    """A provider that dies, without a goodbye to its tasks, when its scope is cancelled."""
+    async with trio.open_nursery() as nursery:
+        scope, gone = trio.CancelScope(), trio.Event()
+
+        async def live(task_status: trio.TaskStatus[TaskNode] = trio.TASK_STATUS_IGNORED) -> None:
+            with scope:
+                async with town.open_node(name, capacity=capacity_of()) as node:
+                    task_status.started(node)
+                    await trio.sleep_forever()
+            gone.set()
+
+        node = await nursery.start(live)
+        yield node, scope, gone
+        nursery.cancel_scope.cancel()

@@ -1,34 +1,11 @@
 """Nodes that die, restart or fall silent: no task is lost, none is settled twice."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import pytest
 import trio
 
 from ioc_node.config import TasksConfig
 from ioc_wire.market import Contact
-from tests.tasks.cases import TaskNode, Town, capacity_of, cid_of, ending_of, story_of, task_of, until
-
-
-@asynccontextmanager
-async def mortal(
-    town: Town, name: str, *, port: int = 0
-) -> AsyncIterator[tuple[TaskNode, trio.CancelScope, trio.Event]]:
-    """A provider that dies, without a goodbye to its tasks, when its scope is cancelled."""
-    async with trio.open_nursery() as nursery:
-        scope, gone = trio.CancelScope(), trio.Event()
-
-        async def live(task_status: trio.TaskStatus[TaskNode] = trio.TASK_STATUS_IGNORED) -> None:
-            with scope:
-                async with town.open_node(name, capacity=capacity_of()) as node:
-                    task_status.started(node)
-                    await trio.sleep_forever()
-            gone.set()
-
-        node = await nursery.start(live)
-        yield node, scope, gone
-        nursery.cancel_scope.cancel()
+from tests.tasks.cases import Town, capacity_of, cid_of, ending_of, mortal, story_of, task_of, until
 
 
 async def test_a_dead_provider_is_noticed_and_the_task_runs_elsewhere_and_is_settled_once(town: Town) -> None:
