@@ -1,0 +1,330 @@
+"""A provider's log, its replicas, and the tree that holds both together."""
+
+import hashlib
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ioc_node.core.catalogue import Catalogue, CatalogueBounds, Standing
+from ioc_node.core.own_catalogue import OwnCatalogue
+from ioc_node.core.tree import MerkleTree
+from ioc_wire.errors import (
+    BrokenChain,
+    Expired,
+    Malformed,
+    NotFound,
+    OverQuota,
+    PrefixNotCovered,
+    Revoked,
+    RoleNotGranted,
+    TooLarge,
+    WireError,
+    WrongRoot,
+)
+from ioc_wire.gossip import HeadNews
+from ioc_wire.market import Contact
+from ioc_wire.merkle import leaf_hash, root_of
+from ioc_wire.records import CatalogueEntry, Head, StatusBatch, entry_bytes
+from ioc_wire.signed import Signed, sign
+from tests.core.gossip_staple import ROOT, UNIX, Provider, certified
+from tests.core.staple import delegate, key_of, record_of
+
+
+def brought(catalogue: Catalogue, provider: Provider, *, unix: float = UNIX) -> Any:
+    news = provider.news(unix)
+    replica = catalogue.replica(provider.public)
+    after = replica.held_seq if replica is not None else 0
+    catalogue.consider(news, unix=unix)
+    return catalogue.apply(provider.public, news.head, provider.own.entries_after(after), unix=unix)
+
+
+def signed_by_hand(
+    provider: Provider, entries: list[CatalogueEntry], seq: int = UNIX
+) -> tuple[HeadNews, list[bytes]]:
+    """A head and entries that no honest `OwnCatalogue` would make."""
+    data = [entry_bytes(entry) for entry in entries]
+    root = root_of([leaf_hash(leaf) for leaf in data])
+    head = Head(seq, bytes(32), root, len(data), UNIX, UNIX + 3600)
+    return HeadNews(sign(provider.key, head), provider.chain, None), data
+
+
+# -- the tree
+
+_hashes = st.integers(0, 255).map(lambda n: hashlib.sha256(bytes([n])).digest())
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 40), st.dictionaries(st.integers(0, 39), _hashes, max_size=12)), max_size=8
+    )
+)
+def test_a_changed_tree_equals_one_made_anew(steps: list[tuple[int, dict[int, bytes]]]) -> None:
+    tree, leaves = MerkleTree(), list[bytes]()
+    for count, changes in steps:
+        wanted = leaves[:count] + [b""] * (count - len(leaves))
+        for index, leaf in changes.items():
+            if index < count:
+                wanted[index] = leaf
+        changed = tree.changed(changes, count)
+        if b"" in wanted:
+            assert changed is None  # a gap
+            continue
+        assert changed is not None
+        tree, leaves = changed, wanted
+        assert tree.root == root_of(leaves)
+        assert len(tree) == count
+
+
+# -- the log
+
+_steps = st.lists(
+    st.lists(st.tuples(st.sampled_from(["h1", "h2", "h3", "h4", "h5"]), st.booleans()), max_size=4),
+    max_size=8,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(_steps, st.integers(0, 7))
+def test_a_replica_that_follows_and_one_that_joins_late_hold_the_same(steps: Any, late: int) -> None:
+    alice = Provider("alice", 20001)
+    follower, latecomer = Catalogue(certified()), Catalogue(certified())
+    alive: set[str] = set()
+    for number, step in enumerate(steps):
+        for host, put in step:
+            if put:
+                alice.put(host, version=number + 1)
+                alive.add(host)
+            else:
+                assert alice.own.withdraw(alice.cid(host)) == (host in alive)
+                alive.discard(host)
+        brought(follower, alice, unix=UNIX + number)
+        if number >= late:
+            brought(latecomer, alice, unix=UNIX + number)
+        assert {cid for host in alive if follower.find(cid := alice.cid(host))} == set(alice.own.records())
+        assert follower.records == len(alive)
+    if len(steps) > late:
+        assert follower.digest() == latecomer.digest()
+        replica, other = follower.replica(alice.public), latecomer.replica(alice.public)
+        assert replica is not None
+        assert other is not None
+        assert replica.entries == other.entries
+    restored = OwnCatalogue(alice.key)
+    if alice.own.head is not None:
+        restored.restore(alice.own.head, alice.own.entries_after(0))
+        assert restored.records() == alice.own.records()
+
+
+def test_heads_are_numbered_by_the_clock_and_chained() -> None:
+    alice = Provider("alice", 20001)
+    alice.put("h1")
+    first = alice.own.commit(unix=UNIX)
+    assert first is not None
+    assert first.seq == UNIX
+    assert alice.own.commit(unix=UNIX + 1) is None  # nothing to say
+    alice.put("h2")
+    second = alice.own.commit(unix=UNIX)
+    assert second is not None
+    assert second.seq == UNIX + 1  # in the same second
+    renewed = alice.own.commit(unix=UNIX + 3 * 3600 + 2)
+    assert renewed is not None
+    assert renewed.slots == ()
+    fresh = Provider("alice", 20001)  # started without its state
+    fresh.put("h9")
+    again = fresh.own.commit(unix=UNIX + 4 * 3600)
+    assert again is not None
+    catalogue = Catalogue(certified())
+    brought(catalogue, alice, unix=UNIX + 3 * 3600 + 2)
+    brought(catalogue, fresh, unix=UNIX + 4 * 3600)
+    assert catalogue.find(fresh.cid("h9"))
+    assert catalogue.find(fresh.cid("h1")) is None
+
+
+def test_a_withdrawn_identifier_gets_its_slot_back() -> None:
+    alice = Provider("alice", 20001)
+    alice.put("h1", "h2")
+    alice.own.withdraw(alice.cid("h1"))
+    assert alice.own.slot_of(alice.cid("h1")) is None
+    alice.put("h1", version=2)
+    assert alice.own.slot_of(alice.cid("h1")) == 0
+
+
+def test_a_stored_log_that_was_damaged_is_not_taken_up() -> None:
+    alice = Provider("alice", 20001)
+    alice.put("h1", "h2")
+    alice.own.commit(unix=UNIX)
+    head, entries = alice.own.head, alice.own.entries_after(0)
+    assert head is not None
+    for damaged in (entries[:1], entries[::-1], (entries[0], entries[1][:-1] + b"x"), (*entries, entries[0])):
+        other = OwnCatalogue(alice.key)
+        with pytest.raises(WireError):
+            other.restore(head, damaged)
+        assert other.slots == 0
+
+
+# -- heads
+
+
+def test_standing_of_a_head() -> None:
+    alice = Provider("alice", 20001)
+    catalogue = Catalogue(certified())
+    alice.put("h1")
+    news = alice.news()
+    assert catalogue.consider(news, unix=UNIX) is Standing.LAGGING
+    catalogue.apply(alice.public, news.head, alice.own.entries_after(0), unix=UNIX)
+    assert catalogue.consider(news, unix=UNIX) is Standing.KNOWN
+    renewed = alice.news(UNIX + 4 * 3600)
+    assert catalogue.consider(renewed, unix=UNIX + 4 * 3600) is Standing.HELD
+    assert catalogue.consider(news, unix=UNIX + 4 * 3600) is Standing.KNOWN
+    twin = Provider("alice", 20001)
+    twin.put("h2")
+    assert catalogue.consider(twin.news(UNIX + 4 * 3600), unix=UNIX + 4 * 3600) is Standing.FORKED
+    assert catalogue.records == 0
+    assert catalogue.consider(renewed, unix=UNIX + 4 * 3600) is Standing.KNOWN
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"chain": ()}, BrokenChain),
+        ({"chain": (delegate(ROOT, key_of("bob"), "cn.r3301", "provider"),)}, BrokenChain),
+        ({"chain": (delegate(ROOT, key_of("alice"), "cn.r3301", "consumer"),)}, RoleNotGranted),
+        ({"chain": (delegate(key_of("bob"), key_of("alice"), "cn", "provider"),)}, BrokenChain),
+        ({"contact": Contact(bytes(32), "127.0.0.1", 1)}, Malformed),
+        ({"unix": UNIX + 7 * 3600}, Expired),
+        ({"slots_max": 0}, TooLarge),
+        ({"providers_max": 0}, OverQuota),
+        ({"revoked": True}, Revoked),
+    ],
+)
+def test_refused_heads(change: dict[str, Any], error: type[WireError]) -> None:
+    alice = Provider("alice", 20001)
+    alice.put("h1")
+    news = alice.news()
+    trust = certified()
+    if "revoked" in change:
+        trust.revoke(alice.public)
+    bounds = {key: value for key, value in change.items() if key.endswith("_max")}
+    catalogue = Catalogue(trust, bounds=CatalogueBounds(**bounds))
+    sent = HeadNews(news.head, change.get("chain", news.chain), change.get("contact"))
+    with pytest.raises(error):
+        catalogue.consider(sent, unix=change.get("unix", UNIX))
+    assert catalogue.providers() == []
+
+
+# -- entries
+
+
+def test_what_does_not_match_the_head_changes_nothing() -> None:
+    alice = Provider("alice", 20001)
+    catalogue = Catalogue(certified())
+    alice.put("h1")
+    brought(catalogue, alice)
+    before = catalogue.digest()
+    alice.put("h2", "h3")
+    news = alice.news(UNIX + 1)
+    catalogue.consider(news, unix=UNIX + 1)
+    new = alice.own.entries_after(UNIX)
+    wrong: list[tuple[tuple[bytes, ...], type[WireError]]] = [
+        ((), WrongRoot),
+        (new[:1], WrongRoot),
+        ((new[0], new[0]), Malformed),
+        ((new[0], b"\x94garbage"), Malformed),
+        ((new[0], entry_bytes(CatalogueEntry(7, UNIX, alice.cid("h3"), None))), Malformed),
+        ((new[0], entry_bytes(CatalogueEntry(2, UNIX + 9, alice.cid("h3"), None))), Malformed),
+        ((new[0], entry_bytes(CatalogueEntry(2, UNIX + 1, alice.cid("h3"), None))), WrongRoot),
+    ]
+    for entries, error in wrong:
+        with pytest.raises(error):
+            catalogue.apply(alice.public, news.head, entries, unix=UNIX + 1)
+        assert (catalogue.digest(), catalogue.records) == (before, 1)
+    with pytest.raises(NotFound):
+        catalogue.apply(Provider("bob", 20002).public, news.head, new, unix=UNIX)
+    assert catalogue.apply(alice.public, news.head, new, unix=UNIX + 1).slots == (1, 2)
+    assert catalogue.records == 3
+
+
+def test_entries_that_a_head_vouches_for_but_its_provider_does_not_own_are_left_out() -> None:
+    alice, bob = Provider("alice", 20001), Provider("bob", 20002)
+    good = record_of(alice.key, alice.cid("h1"))
+    news, entries = signed_by_hand(
+        alice,
+        [
+            CatalogueEntry(0, UNIX, alice.cid("h1"), good),
+            CatalogueEntry(1, UNIX, bob.cid("h1"), record_of(alice.key, bob.cid("h1"))),
+            CatalogueEntry(2, UNIX, bob.cid("h2"), record_of(bob.key, bob.cid("h2"))),
+            CatalogueEntry(3, UNIX, alice.cid("h4"), record_of(alice.key, alice.cid("h5"))),
+            CatalogueEntry(4, UNIX, "ioc:nonsense", good),
+            CatalogueEntry(5, UNIX, alice.cid("h1"), good),
+            CatalogueEntry(
+                6, UNIX, alice.cid("h6"), Signed("ioc/1", "record", b"?", alice.public, bytes(64))
+            ),
+            CatalogueEntry(7, UNIX, alice.cid("h7"), record_of(alice.key, alice.cid("h7"))),
+        ],
+    )
+    catalogue = Catalogue(certified())
+    catalogue.consider(news, unix=UNIX)
+    applied = catalogue.apply(alice.public, news.head, entries, unix=UNIX)
+    assert [what for what, _ in applied.refused] == [f"slot {slot}" for slot in range(1, 7)]
+    assert isinstance(applied.refused[0].error, PrefixNotCovered)
+    assert catalogue.records == 2
+    assert catalogue.find(alice.cid("h7"))
+    assert catalogue.find(bob.cid("h1")) is None
+
+
+def test_all_entries_together_are_bounded() -> None:
+    alice, bob = Provider("alice", 20001), Provider("bob", 20002)
+    catalogue = Catalogue(certified(), bounds=CatalogueBounds(entries_max=3))
+    alice.put("h1", "h2")
+    bob.put("h1", "h2")
+    brought(catalogue, alice)
+    with pytest.raises(OverQuota):
+        brought(catalogue, bob)
+    catalogue.drop(alice.public)
+    brought(catalogue, bob)
+    assert catalogue.records == 2
+
+
+# -- status
+
+
+def test_status_counts_by_seq_and_not_for_ever() -> None:
+    alice = Provider("alice", 20001)
+    catalogue = Catalogue(certified())
+    early = alice.status(1)
+    with pytest.raises(NotFound):
+        catalogue.apply_status(early, unix=UNIX)
+    alice.put("h1")
+    brought(catalogue, alice)
+    first, second = alice.status(1), alice.status(2)
+    assert catalogue.apply_status(second, unix=UNIX) == (True, ())
+    assert catalogue.apply_status(first, unix=UNIX) == (False, ())
+    assert catalogue.apply_status(second, unix=UNIX) == (False, ())
+    replica = catalogue.replica(alice.public)
+    assert replica is not None
+    assert replica.status is not None
+    assert replica.status.fresh_until == UNIX + 30
+    with pytest.raises(Expired):
+        catalogue.apply_status(alice.status(3), unix=UNIX + 331)
+    with pytest.raises(Expired):
+        catalogue.apply_status(sign(alice.key, StatusBatch(1 << 60, UNIX, UNIX + 601, ())), unix=UNIX)
+    catalogue.expire(unix=UNIX + 331)
+    assert replica.status is None
+
+
+def test_a_catalogue_is_taken_up_again_or_not_at_all() -> None:
+    alice = Provider("alice", 20001)
+    alice.put("h1", "h2")
+    news = alice.news()
+    entries = alice.own.entries_after(0)
+    catalogue = Catalogue(certified())
+    for bad in (entries[:1], (entries[0], entries[1] + b"x"), ()):
+        with pytest.raises(WireError):
+            catalogue.restore([news], bad, unix=UNIX)
+        assert catalogue.providers() == []
+    with pytest.raises(Expired):
+        catalogue.restore([news], entries, unix=UNIX + 8 * 3600)
+    catalogue.restore([news], entries, unix=UNIX)
+    assert catalogue.records == 2

@@ -1,0 +1,272 @@
+"""Gossip machines stapled in memory: mesh, push, repair, and what a liar can and cannot do."""
+
+import msgspec
+
+from ioc_node.core import gossip_events as ev
+from ioc_node.core.gossip import COMPARE_SECONDS
+from ioc_node.core.own_catalogue import OwnCatalogue
+from ioc_wire.errors import BadSignature, Forked, NotFound, WrongRoot
+from ioc_wire.gossip import HeadNews, HeadsAnnounced, StatusAnnounced
+from ioc_wire.records import StatusRow
+from tests.core.gossip_staple import UNIX, Mesh, Provider
+from tests.core.staple import record_of
+
+
+def star(count: int, **options: bool) -> Mesh:
+    """Everybody knows the first one's address only."""
+    mesh = Mesh(count, **options)
+    for number in range(1, count):
+        mesh.link(0, number)
+    return mesh
+
+
+def refusals(mesh: Mesh) -> list[ev.Refuse]:
+    return [effect for _, effect in mesh.effects if isinstance(effect, ev.Refuse)]
+
+
+def free_of(mesh: Mesh, number: int, provider: Provider) -> int:
+    replica = mesh.machines[number].catalogue.replica(provider.public)
+    assert replica is not None
+    return replica.status.batch.rows[0].free_cores_milli if replica.status is not None else -1
+
+
+def test_one_bootstrap_address_becomes_a_full_mesh() -> None:
+    mesh = star(8)
+    mesh.run(5)
+    assert len(mesh.linked) == 8 * 7 // 2
+    assert all(len(machine.core_contacts()) == 7 for machine in mesh.machines)
+
+
+def test_a_push_reaches_everybody_and_crosses_each_edge_from_its_origin_once() -> None:
+    mesh = star(8)
+    mesh.run(5)
+    mesh.notices = 0
+    alice = Provider("alice", 20001)
+    alice.put("h1", "h2")
+    mesh.publish(3, alice)
+    mesh.run(0.2)
+    assert len(mesh.digests()) == 1
+    assert all(machine.catalogue.records == 2 for machine in mesh.machines)
+    assert mesh.notices == 7
+    older, newer = alice.status(1, 1), alice.status(5000, 1)
+    mesh.feed(3, ev.StatusReceived(None, (newer,)))
+    mesh.run(0.2)
+    assert [free_of(mesh, number, alice) for number in range(8)] == [5000] * 8
+    assert mesh.notices == 14
+    mesh.feed(0, ev.StatusReceived(mesh.keys[1], (older,)))  # neither taken nor told
+    assert (free_of(mesh, 0, alice), mesh.notices) == (5000, 14)
+
+
+def test_where_links_are_missing_the_next_node_passes_it_on() -> None:
+    mesh = Mesh(5, dial=False)
+    for number in range(4):
+        mesh.link(number, number + 1)
+    mesh.run(3)
+    alice = Provider("alice", 20001)
+    alice.put("h1")
+    mesh.publish(0, alice)
+    mesh.feed(0, ev.StatusReceived(None, (alice.status(7),)))
+    mesh.run(1)
+    assert len(mesh.digests()) == 1
+    assert free_of(mesh, 4, alice) == 7
+
+
+def test_lost_pushes_are_healed_by_comparing() -> None:
+    mesh = star(8)
+    mesh.run(5)
+    mesh.passes = lambda source, target, message: not isinstance(message, HeadsAnnounced)
+    alice, bob = Provider("alice", 20001), Provider("bob", 20002)
+    for provider, home in ((alice, 1), (bob, 6)):
+        provider.put("h1")
+        mesh.publish(home, provider)
+    mesh.run(1)
+    assert len(mesh.digests()) == 3
+    mesh.passes = lambda source, target, message: True
+    mesh.run(4 * COMPARE_SECONDS)
+    assert len(mesh.digests()) == 1
+    assert mesh.machines[0].catalogue.records == 2
+
+
+def test_a_partition_heals_by_itself_and_both_sides_learn_all() -> None:
+    mesh = star(8)
+    mesh.run(5)
+    alice, bob = Provider("alice", 20001), Provider("bob", 20002)
+    alice.put("h1")
+    mesh.publish(0, alice)
+    mesh.run(1)
+    mesh.partition({0, 1, 2}, {3, 4, 5, 6, 7})
+    alice.put("h2")
+    bob.put("h1")
+    mesh.publish(1, alice)
+    mesh.publish(7, bob)
+    mesh.run(100)
+    assert len(mesh.digests()) == 2
+    mesh.heal()
+    mesh.run(30)
+    assert len(mesh.linked) == 28
+    assert len(mesh.digests()) == 1
+    assert [machine.catalogue.records for machine in mesh.machines] == [3] * 8
+
+
+def test_a_hundred_changes_travel_as_a_hundred_entries() -> None:
+    mesh = star(3)
+    alice = Provider("alice", 20001)
+    alice.put(*(f"h{i}" for i in range(300)))
+    mesh.publish(0, alice)
+    mesh.run(2)
+    alice.put(*(f"h{i}" for i in range(100)), version=2)
+    alice.own.withdraw(alice.cid("h299"))
+    mesh.effects.clear()
+    mesh.publish(0, alice)
+    mesh.run(1)
+    changed = [e for n, e in mesh.effects if isinstance(e, ev.CatalogueChanged) and n == 2]
+    assert [len(change.slots or ()) for change in changed] == [101]
+    assert len(mesh.digests()) == 1
+    assert mesh.machines[2].catalogue.records == 299
+
+
+def test_a_head_without_changes_needs_no_fetch() -> None:
+    mesh = star(3)
+    alice = Provider("alice", 20001)
+    alice.put("h1")
+    mesh.publish(0, alice)
+    mesh.run(2)
+    mesh.effects.clear()
+    renewed = alice.news(UNIX + 4 * 3600)
+    mesh.now = 4 * 3600.0
+    mesh.feed(0, ev.NewsReceived(None, (renewed,)))
+    mesh.run(0.5)
+    assert not [e for _, e in mesh.effects if isinstance(e, ev.Fetch)]
+    assert len(mesh.digests()) == 1
+    assert mesh.machines[1].catalogue.vector()[0].seq == alice.own.seq
+
+
+def test_a_forged_head_is_refused_and_goes_no_further() -> None:
+    mesh = star(3)
+    mesh.run(3)
+    mesh.notices = 0
+    alice = Provider("alice", 20001)
+    alice.put("h1")
+    news = alice.news()
+    forged = HeadNews(msgspec.structs.replace(news.head, signature=bytes(64)), news.chain, None)
+    mesh.feed(1, ev.NewsReceived(mesh.keys[0], (forged,)))
+    mesh.run(1)
+    assert [type(refusal.error) for refusal in refusals(mesh)] == [BadSignature]
+    assert mesh.notices == 0
+    assert mesh.machines[1].catalogue.providers() == []
+    mesh.publish(0, alice)  # and it does not stand in the way of the true one
+    mesh.run(1)
+    assert len(mesh.digests()) == 1
+
+
+def test_entries_that_do_not_match_are_fetched_whole_then_from_another_peer() -> None:
+    mesh = Mesh(1)
+    machine, alice = mesh.machines[0], Provider("alice", 20001)
+    liar, honest = b"l" * 32, b"h" * 32
+    for peer in (liar, honest):
+        machine.handle(ev.LinkUp(peer, True), now=0)
+    alice.put("h1")
+    old = alice.news()
+    machine.handle(ev.NewsReceived(None, (old,)), now=0)
+    machine.handle(ev.EntriesFetched(None, alice.public, 0, old.head, alice.own.entries_after(0)), now=0)
+    first = alice.own.seq
+    alice.put("h2")
+    news = alice.news()
+    head = news.head
+    asked = machine.handle(ev.NewsReceived(honest, (news,)), now=1)
+    asked += machine.handle(ev.NewsReceived(liar, (news,)), now=1)
+    assert [e for e in asked if isinstance(e, ev.Fetch)] == [ev.Fetch(honest, alice.public, first)]
+    asked = machine.handle(ev.FetchFailed(honest, alice.public), now=1)
+    assert ev.Fetch(liar, alice.public, first) in asked
+    machine.handle(ev.NewsReceived(honest, (news,)), now=1)
+    # the liar answers with nothing: a gap; then with other entries; the honest peer is asked in the end
+    asked = machine.handle(ev.EntriesFetched(liar, alice.public, first, head, ()), now=1)
+    assert [type(e) for e in asked] == [ev.Fetch]
+    whole = next(e for e in asked if isinstance(e, ev.Fetch))
+    assert whole.after_seq == 0
+    wrong = OwnCatalogue(alice.key)
+    wrong.put(record_of(alice.key, alice.cid("x")), unix=UNIX)
+    wrong.put(record_of(alice.key, alice.cid("y")), unix=UNIX)
+    wrong.commit(unix=UNIX - 100)
+    asked = machine.handle(
+        ev.EntriesFetched(whole.peer, alice.public, 0, head, wrong.entries_after(0)), now=1
+    )
+    assert [e.error.__class__ for e in asked if isinstance(e, ev.Refuse)] == [WrongRoot]
+    again = next(e for e in asked if isinstance(e, ev.Fetch))
+    assert again.peer != whole.peer
+    asked = machine.handle(
+        ev.EntriesFetched(again.peer, alice.public, 0, head, alice.own.entries_after(0)), now=1
+    )
+    assert any(isinstance(e, ev.CatalogueChanged) for e in asked)
+    assert machine.catalogue.records == 2
+
+
+def test_a_fork_puts_its_provider_into_quarantine_everywhere() -> None:
+    mesh = star(8)
+    mesh.run(5)
+    alice = Provider("alice", 20001)
+    alice.put("h1")
+    mesh.publish(0, alice)
+    mesh.run(1)
+    twin = Provider("alice", 20001)
+    twin.put("h2")
+    mesh.feed(5, ev.NewsReceived(None, (twin.news(alice.own.seq),)))
+    mesh.run(2)
+    assert all(machine.catalogue.records == 0 for machine in mesh.machines)
+    assert len(mesh.digests()) == 1
+    assert any(isinstance(refusal.error, Forked) for refusal in refusals(mesh))
+    alice.put("h3")
+    mesh.publish(0, alice)  # a newer head does not end it
+    mesh.run(1)
+    assert all(machine.catalogue.records == 0 for machine in mesh.machines)
+
+
+def test_a_status_row_for_an_unknown_slot_is_refused_and_the_rest_counts() -> None:
+    mesh = star(2)
+    alice = Provider("alice", 20001)
+    alice.put("h1")
+    mesh.publish(0, alice)
+    mesh.run(1)
+    batch = alice.own.sign_status([StatusRow(0, 5, 1), StatusRow(99, 6, 1)], unix=UNIX)
+    mesh.feed(0, ev.StatusReceived(None, (batch,)))
+    assert [(r.what, type(r.error)) for r in refusals(mesh)] == [("status of slot 99", NotFound)]
+    assert free_of(mesh, 0, alice) == 5
+
+
+def test_status_that_comes_before_the_entries_is_kept_for_them() -> None:
+    mesh = star(2)
+    mesh.run(2)
+    alice = Provider("alice", 20001)
+    alice.put("h1")
+    news = alice.news()
+    mesh.feed(0, ev.NewsReceived(mesh.keys[1], (news,)))
+    mesh.feed(0, ev.StatusReceived(mesh.keys[1], (alice.status(5),)))
+    entries = alice.own.entries_after(0)
+    mesh.effects.clear()
+    mesh.feed(0, ev.EntriesFetched(mesh.keys[1], alice.public, 0, news.head, entries))
+    assert free_of(mesh, 0, alice) == 5
+    assert any(isinstance(e, ev.StatusChanged) for _, e in mesh.effects)
+    assert not refusals(mesh)
+
+
+def test_expired_providers_go() -> None:
+    mesh = star(2)
+    alice = Provider("alice", 20001)
+    alice.put("h1")
+    mesh.publish(0, alice)
+    mesh.run(1)
+    mesh.now = 6 * 3600 + 400.0
+    mesh.run(10)
+    assert [machine.catalogue.records for machine in mesh.machines] == [0, 0]
+    assert len(mesh.digests()) == 1
+    assert any(isinstance(e, ev.Persist) and e.slots is None for _, e in mesh.effects)
+
+
+def test_what_providers_say_of_core_nodes_is_not_believed() -> None:
+    mesh = Mesh(2)
+    mesh.machines[0].handle(ev.LinkUp(b"p" * 32, False), now=0)
+    effects = mesh.machines[0].handle(ev.PeersReceived(b"p" * 32, (mesh.contact(1),)), now=0)
+    effects += mesh.machines[0].handle(ev.Tick(), now=100)
+    assert not [e for e in effects if isinstance(e, ev.Dial)]
+    statuses = [e for e in effects if isinstance(e, ev.Notify) and isinstance(e.message, StatusAnnounced)]
+    assert not statuses
