@@ -28,8 +28,8 @@ from ioc_wire.market import Contact
 from ioc_wire.merkle import leaf_hash, root_of
 from ioc_wire.records import CatalogueEntry, Head, StatusBatch, entry_bytes
 from ioc_wire.signed import Signed, sign
-from tests.core.gossip_staple import ROOT, UNIX, Provider, certified
-from tests.core.staple import delegate, key_of, record_of
+from tests.core.gossip_staple import ROOT, Provider, certified
+from tests.core.staple import UNIX, delegate, key_of, record_of
 
 
 def brought(catalogue: Catalogue, provider: Provider, *, unix: float = UNIX) -> Any:

@@ -8,8 +8,8 @@ from ioc_node.core.own_catalogue import OwnCatalogue
 from ioc_wire.errors import BadSignature, Forked, NotFound, WrongRoot
 from ioc_wire.gossip import HeadNews, HeadsAnnounced, StatusAnnounced
 from ioc_wire.records import StatusRow
-from tests.core.gossip_staple import UNIX, Mesh, Provider
-from tests.core.staple import record_of
+from tests.core.gossip_staple import Mesh, Provider
+from tests.core.staple import UNIX, record_of
 
 
 def star(count: int, **options: bool) -> Mesh:

@@ -19,7 +19,8 @@ from ioc_node.runtime.links import Handlers, Link
 from ioc_node.runtime.store import Store
 from ioc_wire.codec import encode
 from ioc_wire.market import FindOffers, MeasureRtt, OffersFound, RttMeasured
-from tests.core.gossip_staple import UNIX, Provider, certified
+from tests.core.gossip_staple import Provider, certified
+from tests.core.staple import UNIX
 from tests.runtime.gossip_cases import CoreNode, ProviderNode, key_of, open_core, open_provider, until
 
 

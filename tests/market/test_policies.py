@@ -44,7 +44,7 @@ def test_cost_prefers_the_cheap_then_the_idle() -> None:
     ranked = cost(offers, Context(DEMAND))
     assert hosts(ranked) == ["d", "b", "c", "a", "e"]
     assert ranked[0].reasons == (
-        "cheapest: 0.000001 per core-hour, at most 0.000001 for the task",
+        "cheapest: 1.0 per core-hour, at most 1.0 for the task",
         "2 of 8 cores free, 9 waiting",
     )
 
