@@ -10,6 +10,7 @@ Every node resolves, finds, submits and shares blobs. A core node also gossips a
 also registers identifiers, gives leases and runs tasks.
 """
 
+import importlib.metadata
 import os
 import random
 import time
@@ -21,7 +22,7 @@ from typing import Final
 import structlog
 import trio
 
-from ioc_node import __version__, api
+from ioc_node import api
 from ioc_node.answers import Answers
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.offload import Offload, load_offloads
@@ -177,7 +178,7 @@ class Node:
         core, provider = self.core, self.provider
         counted = self.dht.counters()
         return api.NodeStatus(
-            version=__version__,
+            version=importlib.metadata.version("ioc-node"),
             node_id=self.identity.name,
             key=self.identity.public_key,
             role=self.config.role,

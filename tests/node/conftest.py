@@ -1,0 +1,64 @@
+"""Homes for nodes that run inside the test's own trio loop."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ioc_bootstrap.network import create_network, sign_network
+from ioc_node.config import NodeConfig, ResourceConfig
+from ioc_node.runtime.keys import create_key
+from ioc_wire.authority import Role
+from ioc_wire.signed import public_bytes
+
+MakeHome = Callable[..., NodeConfig]
+
+
+def free_port() -> int:
+    """A port that is free for TCP and UDP, and whose neighbour is free for UDP."""
+    for _ in range(100):
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bulk,
+        ):
+            tcp.bind(("127.0.0.1", 0))
+            port: int = tcp.getsockname()[1]
+            try:
+                udp.bind(("127.0.0.1", port))
+                bulk.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no free pair of ports")
+
+
+@pytest.fixture
+def network_text(tmp_path: Path) -> str:
+    """An open network that nobody else is in."""
+    root = create_key(tmp_path / "root.key")
+    text = create_network("test", root_keys=[public_bytes(root)], threshold=1, admission="open")
+    return sign_network(text, root)
+
+
+@pytest.fixture
+def make_home(tmp_path: Path, network_text: str) -> MakeHome:
+    """Make the home folder of a node and return its configuration."""
+
+    def make(name: str, role: Role, *, bootstrap: tuple[str, ...] = (), **more: object) -> NodeConfig:
+        home = tmp_path / name
+        home.mkdir(mode=0o700)
+        create_key(home / "node.key")
+        (home / "network.toml").write_text(network_text)
+        resources = (ResourceConfig(path="gen/3301/az1/h1", cores=2, memory_mib=1024),)
+        return NodeConfig(
+            role=role,
+            home=home,
+            port=free_port(),
+            bootstrap=bootstrap,
+            resources=resources if role == "provider" else (),
+            **more,  # type: ignore[arg-type]
+        )
+
+    return make
