@@ -4,7 +4,6 @@ A restart reads it and continues: tasks that have not ended are told on from the
 errands (settlements, cancellations, leases to give back) are delivered until they were acknowledged.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -13,11 +12,12 @@ from ioc_node.tasks.story import Ending, Source, StoryEvent
 from ioc_wire.codec import Message, decode, encode
 from ioc_wire.market import Contact, Lease
 from ioc_wire.messages import NODE_CODEC
-from ioc_wire.signed import Signed, verify
+from ioc_wire.signed import Signed
 from ioc_wire.tasks import State
 
 EVENTS_KEPT_MAX: Final = 1000
 """Events of one task that are kept; the oldest go first."""
+EVENTS_DROPPED: Final = 64
 ERRANDS_MAX: Final = 100_000
 """Messages that wait for providers which cannot be reached; the oldest go first."""
 
@@ -188,20 +188,14 @@ class Journal:
 
     # -- events
 
-    def add_events(self, task: bytes, events: Iterable[StoryEvent]) -> None:
-        """Append; beyond `EVENTS_KEPT_MAX` the oldest are dropped."""
-        last = 0
-        with self._store.transaction():
-            for event in events:
-                self._store.execute(
-                    "INSERT OR REPLACE INTO task_events VALUES (?, ?, ?)",
-                    (task, event.event.seq, encode(event)),
-                )
-                last = event.event.seq
-            if last > EVENTS_KEPT_MAX:
-                self._store.execute(
-                    "DELETE FROM task_events WHERE task = ? AND seq <= ?", (task, last - EVENTS_KEPT_MAX)
-                )
+    def add_event(self, task: bytes, event: StoryEvent) -> None:
+        """Append; beyond `EVENTS_KEPT_MAX` the oldest are dropped, some at a time."""
+        seq = event.event.seq
+        self._store.execute("INSERT OR REPLACE INTO task_events VALUES (?, ?, ?)", (task, seq, encode(event)))
+        if seq > EVENTS_KEPT_MAX and seq % EVENTS_DROPPED == 0:
+            self._store.execute(
+                "DELETE FROM task_events WHERE task = ? AND seq <= ?", (task, seq - EVENTS_KEPT_MAX)
+            )
 
     def events(self, task: bytes) -> list[StoryEvent]:
         query = "SELECT event FROM task_events WHERE task = ? ORDER BY seq"
@@ -249,7 +243,7 @@ def _row(found: tuple[Any, ...]) -> TaskRow:
 def _attempt(
     task: bytes, attempt: int, provider: bytes, lease: bytes, phase: AttemptPhase, ordered_ms: int
 ) -> AttemptRow:
-    signed = decode(lease, Signed)
+    signed = decode(lease, Signed)  # verified before it was written down
     return AttemptRow(
-        task, attempt, decode(provider, Contact), signed, verify(signed, Lease), phase, ordered_ms
+        task, attempt, decode(provider, Contact), signed, decode(signed.payload, Lease), phase, ordered_ms
     )

@@ -81,5 +81,5 @@ class LiveTask:
         told = StoryEvent(self.attempt, self.place, event)
         is_progress = event.change == "progress"
         if not is_progress:
-            self._journal.add_events(self.id, (told,))
+            self._journal.add_event(self.id, told)
         self.feed.append(told, conflate=is_progress)

@@ -259,7 +259,7 @@ def copy_task(folder: Path, url: str, **more: Any) -> TaskDefinition:
 async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
     """Wait until `condition()` holds; it is about a node's own state, which tells nobody when it changes."""
     with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await trio.sleep(0.005)
 
 
