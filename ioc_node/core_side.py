@@ -19,9 +19,7 @@ from ioc_wire.market import FindOffers, OffersFound
 class CoreSide:
     """The rooms of a core node."""
 
-    def __init__(self, config: NodeConfig, identity: Identity, store: Store) -> None:
-        network = identity.network
-        trust = Trust(network_id=network.network_id, admission=network.admission, roots=network.root_keys)
+    def __init__(self, config: NodeConfig, identity: Identity, store: Store, trust: Trust) -> None:
         self.gossip = make_gossip(identity.public_key, trust, compare_seconds=config.gossip.compare_seconds)
         self.engine = QueryEngine(self.gossip.catalogue)
         self._shelf = CatalogueShelf(store)

@@ -256,7 +256,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         shared = SharedBlobs(store, bulk, dht, keeper, host=host, port=config.port)
         shared.register(handlers)
         exchange.on_fetched = shared.note
-        core = CoreSide(config, identity, store) if config.is_core else None
+        core = CoreSide(config, identity, store, dht.machine.trust) if config.is_core else None
         if core is not None:
             core.register(handlers)
         provider = None

@@ -94,13 +94,15 @@ class Registrar:
             slot = self._own.slot_of(resource.cid)
             if slot is None:
                 continue
-            amounts = free.get(resource.cid) or _sum_below(resource.cid, free)
+            amounts = free.get(resource.cid)
+            if amounts is None:
+                amounts = _sum_below(resource.cid, free)
             rows.append(
                 StatusRow(
                     slot=slot,
                     free_cores_milli=amounts.cores_milli,
                     free_memory_mib=amounts.memory_mib,
-                    free_accelerators_milli=amounts.devices_milli[:8],
+                    free_accelerators_milli=_by_group(resource, amounts.devices_milli),
                     queued=queued,
                     price_micro=resource.capacity.price_micro,
                 )
@@ -116,3 +118,14 @@ def _sum_below(cid: str, free: dict[str, Amounts]) -> Amounts:
         sum(each.disk_mib for each in below),
         (),
     )
+
+
+def _by_group(resource: Resource, devices_milli: tuple[int, ...]) -> tuple[int, ...]:
+    """Free thousandths per accelerator group of the record, in its order; devices are listed group by group."""
+    if not devices_milli:
+        return ()
+    free, at = [], 0
+    for group in resource.description.accelerators:
+        free.append(sum(devices_milli[at : at + group.count]))
+        at += group.count
+    return tuple(free)

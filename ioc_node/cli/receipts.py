@@ -24,7 +24,7 @@ def receipts(home: Path, verify: bool, as_json: bool) -> None:
     facts = {
         "receipts": [receipt_facts(row) for row in found.rows],
         "total": found.total,
-        "verified": sum(row.verified for row in found.rows) if verify else None,
+        "verified": sum(not row.fault for row in found.rows) if verify else None,
     }
     show(as_json, facts, lambda console: render_receipts(console, found, verify=verify))
     bad = [row for row in found.rows if row.fault]
@@ -39,6 +39,8 @@ def receipts(home: Path, verify: bool, as_json: bool) -> None:
 def receipt_facts(row: api.ReceiptRow) -> dict[str, Any]:
     """One receipt for programs: integers of base units."""
     usage = row.usage
+    if usage is None:
+        return {"receipt": format_receipt_id(row.receipt), "fault": row.fault}
     return {
         "receipt": format_receipt_id(row.receipt),
         "task": format_task_id(usage.task),
@@ -54,7 +56,6 @@ def receipt_facts(row: api.ReceiptRow) -> dict[str, Any]:
         "bytes_in": usage.bytes_in,
         "bytes_out": usage.bytes_out,
         "cost_micro": usage.cost_micro,
-        "verified": row.verified,
         "fault": row.fault,
     }
 
@@ -67,6 +68,9 @@ def render_receipts(console: Console, found: api.Receipts, *, verify: bool, titl
     )  # fmt: skip
     for row in found.rows:
         usage = row.usage
+        if usage is None:
+            made.add_row(short(format_receipt_id(row.receipt)), "", "", "", "", "", "", plain(row.fault))
+            continue
         made.add_row(
             short(format_receipt_id(row.receipt)),
             short_task(usage.task)[:8],
@@ -75,12 +79,12 @@ def render_receipts(console: Console, found: api.Receipts, *, verify: bool, titl
             size_text(usage.bytes_in + usage.bytes_out),
             money_text(usage.cost_micro),
             plain(usage.cid.removeprefix("ioc:")),
-            plain(row.fault or ("good" if row.verified else "no")),
+            "good",
         )
     if not found.rows:
         console.print("no receipts yet")
         return
     console.print(made)
-    cost = sum(row.usage.cost_micro for row in found.rows)
-    good = f", {sum(row.verified for row in found.rows)} verified with both signatures" if verify else ""
+    cost = sum(row.usage.cost_micro for row in found.rows if row.usage is not None)
+    good = f", {sum(not row.fault for row in found.rows)} verified with both signatures" if verify else ""
     console.print(f"{found.total} receipts{good}, cost {money_text(cost)} in those shown", style="dim")

@@ -23,7 +23,7 @@ async def open_listener(host: str, port: int) -> trio.SocketListener:
     return listeners[0]
 
 
-async def dial_tls(target: tuple[str, int], context: ssl.SSLContext) -> trio.SSLStream:
+async def dial_tls(target: tuple[str, int], context: ssl.SSLContext) -> trio.SSLStream[trio.SocketStream]:
     """Connect and shake hands; raises `PeerUnreachable`."""
     where = f"{target[0]}:{target[1]}"
     try:
@@ -44,7 +44,7 @@ async def dial_tls(target: tuple[str, int], context: ssl.SSLContext) -> trio.SSL
     return tls
 
 
-async def accept_tls(stream: trio.SocketStream, context: ssl.SSLContext) -> trio.SSLStream:
+async def accept_tls(stream: trio.SocketStream, context: ssl.SSLContext) -> trio.SSLStream[trio.SocketStream]:
     """The accepting side's handshake; raises `TransportBroken`."""
     tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
     try:

@@ -38,7 +38,7 @@ from ioc_wire.links import BodyCodec, Listen, Welcome
 from ioc_wire.signed import Signed
 
 if TYPE_CHECKING:
-    from trio import TaskStatus  # type: ignore[attr-defined]
+    from trio import TaskStatus
 
 log = structlog.get_logger()
 

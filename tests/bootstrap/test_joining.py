@@ -124,7 +124,7 @@ async def test_node_joins_by_itself_when_a_peer_returns_after_hours(mock_clock: 
         assert len(attempts) < 3 * (20 + 3 * 3600 / 30)
         connected.clear()  # and lost again: it is dialed at once, not after the longest pause
         lost_at = trio.current_time()
-        while not connected:  # noqa: ASYNC110
+        while not connected:
             await trio.sleep(1)
         assert trio.current_time() - lost_at < 10
         nursery.cancel_scope.cancel()

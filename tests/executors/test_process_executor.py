@@ -262,7 +262,7 @@ async def test_a_killed_node_takes_its_tasks_along(process: ProcessExecutor, fol
         node.kill()
         await node.wait()
     with trio.fail_after(2):
-        while _commands_with(mark):  # noqa: ASYNC110 (the kernel sends no event)
+        while _commands_with(mark):
             await trio.sleep(0.02)
 
 

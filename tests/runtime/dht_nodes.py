@@ -48,7 +48,7 @@ async def open_dhts(count: int) -> AsyncIterator[list[Dht]]:
         for node in nodes[1:]:
             assert await node.join([nodes[0].address]) == 1
         with trio.fail_after(20):
-            while count > 1 and not all(n.machine.upkeep.has_full_view() for n in nodes):  # noqa: ASYNC110
+            while count > 1 and not all(n.machine.upkeep.has_full_view() for n in nodes):
                 await trio.sleep(0.02)
         assert all(len(node.contacts()) == count - 1 for node in nodes)
         yield nodes

@@ -163,5 +163,5 @@ async def open_provider(
 async def until(condition: Any, seconds: float = 5) -> None:
     """Poll for what has no event of its own."""
     with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - it polls what has no event
+        while not condition():
             await trio.sleep(0.01)

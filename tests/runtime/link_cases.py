@@ -154,5 +154,5 @@ async def open_node(
 async def until(condition: Any, seconds: float = 5) -> None:
     """Poll for what has no event of its own."""
     with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await trio.sleep(0.005)
