@@ -36,6 +36,7 @@ from ioc_wire.tasks import TaskDefinition, WorkflowDefinition, definition_bytes,
 
 STORIES_MAX: Final = 512
 """Tasks whose stories are told at the same time; more wait as QUEUED."""
+SWEEP_SECONDS: Final = 60.0
 ENDED_KEPT_MAX: Final = 256
 """Ended tasks that stay in memory with their events."""
 
@@ -92,9 +93,15 @@ class Consumer:
             nursery.start_soon(self._courier.run)
             task_status.started()
             try:
-                await trio.sleep_forever()
+                await self._tidy()
             finally:
                 self._nursery = None
+
+    async def _tidy(self) -> None:
+        while True:
+            with contained_story("consumer_tidies"):
+                await self._keeper.sweep(now_ms())
+            await trio.sleep(SWEEP_SECONDS)
 
     def _start(self, live: LiveTask) -> None:
         self._live[live.id] = live
