@@ -225,7 +225,7 @@ def _task_row(live: LiveTask) -> api.TaskRow:
         progress_milli=live.progress_milli,
         reason=live.text,
         submitted_ms=live.row.submitted_ms,
-        ended_ms=live.row.ended_ms or 0,
+        ended_ms=live.ended_ms or 0,
         workflow=live.row.workflow or b"",
     )
 

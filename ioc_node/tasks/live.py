@@ -23,6 +23,7 @@ class LiveTask:
         self.place = row.ending.place if row.ending is not None else ""
         self.progress_milli = 0
         self.ending = row.ending
+        self.ended_ms = row.ended_ms
         self.receipt = row.receipt
         self.ended = trio.Event()
         self.cancel_wanted = trio.Event()
@@ -65,6 +66,7 @@ class LiveTask:
     def finish(self, ending: Ending) -> None:
         """Tell the end, which the journal has already."""
         self.ending = ending
+        self.ended_ms = now_ms()
         self.state = ending.state
         self.text = ending.text
         self._append(self._own("state", ending.text))

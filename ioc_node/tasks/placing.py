@@ -6,8 +6,8 @@ so hundreds of waiting tasks don't all poll the same providers, and none waits b
 
 import random
 import time
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +15,7 @@ import trio
 
 from ioc_node.errors import PeerUnreachable
 from ioc_node.market.leases import cores_milli_of
+from ioc_node.market.policies import Context, Outstanding, load_policy
 from ioc_node.tasks.exchange import Connect, Find
 from ioc_node.tasks.journal import AttemptRow, Journal
 from ioc_node.tasks.live import LiveTask
@@ -48,6 +49,9 @@ PAUSE_SECONDS_MIN: Final = 0.1
 PAUSE_SECONDS_MAX: Final = 3.0
 OFFERS_SECONDS: Final = 0.25
 """How long an answer of a core node serves further tasks with the same demand."""
+STATUS_SECONDS: Final = 1.0
+"""A lease shows in its provider's status, as a core node tells it, after at most about so long."""
+RECENT_MAX: Final = 4096
 REASONS_TOLD_MAX: Final = 4
 LINES_MAX: Final = 1024
 
@@ -81,6 +85,7 @@ class Placing:
         self._freed = trio.lowlevel.ParkingLot()
         self._lines: OrderedDict[bytes, trio.Semaphore] = OrderedDict()
         self._known: OrderedDict[bytes, tuple[float, OffersFound]] = OrderedDict()
+        self._recent: deque[tuple[float, str, int]] = deque(maxlen=RECENT_MAX)
 
     def tell_freed(self) -> None:
         """A task has ended somewhere: one that waits may try again at once."""
@@ -100,7 +105,8 @@ class Placing:
                 found, reason = await self._offers(line, demand, task.definition.policy)
                 if found is not None:
                     asked = _Asked([])
-                    placed = await self._ask(task, demand, ordered(found.offers, avoid), asked)
+                    offers = self._ranked(found.offers, demand, task.definition.policy)
+                    placed = await self._ask(task, demand, ordered(offers, avoid), asked)
                     if placed is not None:
                         return placed
                     reason = why_waiting(found, asked)
@@ -134,6 +140,18 @@ class Placing:
             self._known.popitem(last=False)
         return found, ""
 
+    def _ranked(self, offers: Sequence[Offer], demand: Demand, policy: str) -> list[Offer]:
+        """The offers ranked again with the leases in mind that their status may not show yet: without this a
+        hundred equal tasks would all go to the one place that is best for the first."""
+        horizon = trio.current_time() - STATUS_SECONDS
+        while self._recent and self._recent[0][0] < horizon:
+            self._recent.popleft()
+        outstanding: dict[str, Outstanding] = {}
+        for _, cid, cores_milli in self._recent:
+            leases, cores = outstanding.get(cid, Outstanding())
+            outstanding[cid] = Outstanding(leases + 1, cores + cores_milli)
+        return load_policy(policy)(offers, Context(demand, outstanding))
+
     async def _ask(
         self, task: LiveTask, demand: Demand, offers: Iterable[Offer], asked: _Asked
     ) -> AttemptRow | None:
@@ -165,6 +183,7 @@ class Placing:
                 f"at {lease.price_micro} per core-hour it may cost more than the budget of {budget}"
             )
         self._journal.add_attempt(offer.provider, granted.lease, lease)
+        self._recent.append((trio.current_time(), cid, lease.cores_milli))
         task.attempt = attempt
         task.place = cid
         task.note(f"attempt {attempt} leased at {cid}, {lease.price_micro} per core-hour")
