@@ -67,7 +67,9 @@ def stdout() -> Console:
 
 def table(*columns: str, title: str = "", right: Iterable[str] = (), fold: Iterable[str] = ()) -> Table:
     """A table in this program's look. Columns in `right` hold numbers; those in `fold` may break over lines."""
-    made = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    made = Table(
+        title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     right, fold = set(right), set(fold)
     for column in columns:
         made.add_column(

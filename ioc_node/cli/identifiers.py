@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from ioc_node import api
 from ioc_node.cli.common import ask, money_text, pairs, plain, short, show, size_text, table, with_home
@@ -140,14 +141,15 @@ def render_found(console: Console, found: api.Found, *, title: str = "") -> None
     offers = found.found.offers
     if offers:
         made = table(
-            "#", "identifier", "free", "cost", "why, and the route", title=title, right=("#", "cost")
+            "#", "offer, why it stands there, and the route", "free", "cost", title=title, right=("#", "cost")
         )
-        made.columns[1].no_wrap = made.columns[4].no_wrap = False
+        made.columns[1].no_wrap = False
         for rank, (offer, route) in enumerate(zip(offers, found.routes, strict=False), 1):
             facts = offer_facts(offer, route)
-            free = f"{facts['free_cores']:g} cores"
-            why = "; ".join((*facts["reasons"], facts["route"]))
-            made.add_row(str(rank), plain(facts["cid"]), free, money_text(offer.price_micro), plain(why))
+            lines = Text(facts["cid"])
+            for line in (*facts["reasons"], facts["route"]):
+                lines.append(f"\n  {line}", style="dim")
+            made.add_row(str(rank), lines, f"{facts['free_cores']:g} cores", money_text(offer.price_micro))
         console.print(made)
     else:
         console.print("no offer: nobody known here can serve this demand now")
@@ -173,4 +175,6 @@ def render_registered(console: Console, rows: tuple[api.RegisteredRow, ...]) -> 
     made.columns[0].no_wrap = made.columns[3].no_wrap = False
     for row in rows:
         made.add_row(plain(row.cid), str(row.version), str(row.stored), plain("; ".join(row.refused) or "-"))
-    console.print(made if rows else "this node has no identifiers: its config.toml names no [[resources]]")
+    console.print(
+        made if rows else plain("this node has no identifiers: its config.toml names no [[resources]]")
+    )

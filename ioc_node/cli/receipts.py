@@ -16,17 +16,17 @@ from ioc_wire.tasks import format_task_id
 
 
 @click.command()
-@click.option("--verify", is_flag=True, help="Check both signatures of each; exit with 5 if one is bad.")
+@click.option("--verify", is_flag=True, help="Check all, not only the newest; exit with 5 if one is bad.")
 @with_home
 def receipts(home: Path, verify: bool, as_json: bool) -> None:
-    """List the receipts of this node, as consumer and as provider, newest first."""
+    """List the receipts of this node, newest first; both signatures of each are checked."""
     found = ask(home, lambda node: node.receipts(verify=verify))
     facts = {
         "receipts": [receipt_facts(row) for row in found.rows],
         "total": found.total,
-        "verified": sum(not row.fault for row in found.rows) if verify else None,
+        "verified": sum(not row.fault for row in found.rows),
     }
-    show(as_json, facts, lambda console: render_receipts(console, found, verify=verify))
+    show(as_json, facts, lambda console: render_receipts(console, found))
     bad = [row for row in found.rows if row.fault]
     if verify and bad:
         first = bad[0]
@@ -37,54 +37,59 @@ def receipts(home: Path, verify: bool, as_json: bool) -> None:
 
 
 def receipt_facts(row: api.ReceiptRow) -> dict[str, Any]:
-    """One receipt for programs: integers of base units."""
-    usage = row.usage
-    if usage is None:
-        return {"receipt": format_receipt_id(row.receipt), "fault": row.fault}
-    return {
+    """One receipt for programs: integers of base units. One that is no good has no usage, but a fault."""
+    facts: dict[str, Any] = {
         "receipt": format_receipt_id(row.receipt),
-        "task": format_task_id(usage.task),
-        "attempt": usage.attempt,
         "side": row.side,
-        "provider": format_node_id(node_id_of(usage.provider)),
-        "consumer": format_node_id(node_id_of(usage.consumer)),
-        "cid": usage.cid,
-        "state": usage.state,
-        "wall_ms": usage.wall_ms,
-        "core_ms": usage.core_ms,
-        "mib_ms": usage.mib_ms,
-        "bytes_in": usage.bytes_in,
-        "bytes_out": usage.bytes_out,
-        "cost_micro": usage.cost_micro,
+        "verified": not row.fault,
         "fault": row.fault,
     }
+    usage = row.usage
+    if usage is not None:
+        numbers = (
+            "attempt",
+            "cid",
+            "state",
+            "wall_ms",
+            "core_ms",
+            "mib_ms",
+            "bytes_in",
+            "bytes_out",
+            "cost_micro",
+        )
+        facts |= {name: getattr(usage, name) for name in numbers}
+        facts |= {
+            "task": format_task_id(usage.task),
+            "provider": format_node_id(node_id_of(usage.provider)),
+            "consumer": format_node_id(node_id_of(usage.consumer)),
+        }
+    return facts
 
 
-def render_receipts(console: Console, found: api.Receipts, *, verify: bool, title: str = "") -> None:
+def render_receipts(console: Console, found: api.Receipts, *, title: str = "") -> None:
     """What each attempt used and cost."""
-    made = table(
-        "receipt", "task", "core", "wall", "moved", "cost", "place", "checked", title=title,
-        right=("core", "wall", "moved", "cost"), fold=("place", "checked"),
-    )  # fmt: skip
+    if not found.rows:
+        console.print("no receipts yet")
+        return
+    right = ("core", "wall", "moved", "cost")
+    made = table("receipt", "task", *right, "provider", title=title, right=right, fold=("provider",))
     for row in found.rows:
         usage = row.usage
+        receipt = short(format_receipt_id(row.receipt))
         if usage is None:
-            made.add_row(short(format_receipt_id(row.receipt)), "", "", "", "", "", "", plain(row.fault))
+            made.add_row(receipt, "-", "-", "-", "-", "-", plain(f"BAD: {row.fault}"), style="red")
             continue
         made.add_row(
-            short(format_receipt_id(row.receipt)),
+            receipt,
             short_task(usage.task)[:8],
             f"{usage.core_ms} ms",
             span_text(usage.wall_ms / 1000),
             size_text(usage.bytes_in + usage.bytes_out),
             money_text(usage.cost_micro),
-            plain(usage.cid.removeprefix("ioc:")),
-            "good",
+            plain(usage.cid.removeprefix("ioc:").partition("/")[0][:20]),
         )
-    if not found.rows:
-        console.print("no receipts yet")
-        return
     console.print(made)
     cost = sum(row.usage.cost_micro for row in found.rows if row.usage is not None)
-    good = f", {sum(not row.fault for row in found.rows)} verified with both signatures" if verify else ""
-    console.print(f"{found.total} receipts{good}, cost {money_text(cost)} in those shown", style="dim")
+    good = sum(not row.fault for row in found.rows)
+    console.print(f"{found.total} receipts; {good} of {len(found.rows)} shown verified with both signatures")
+    console.print(f"cost of those shown: {money_text(cost)}", style="dim")

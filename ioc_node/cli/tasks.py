@@ -28,6 +28,7 @@ from ioc_wire.tasks import format_task_id, parse_task_id
 
 ID_CHARS: Final = 53
 ROWS_SHOWN: Final = 40
+_SIDES: Final = {"provider": " (for {})", "workflow": " (workflow)"}
 
 
 @click.command()
@@ -64,7 +65,7 @@ def render_tasks(console: Console, rows: tuple[api.TaskRow, ...], *, title: str 
         where = row.place or row.reason or "-"
         made.add_row(
             short_task(row.task),
-            plain(row.name if row.side == "consumer" else f"{row.name} (for {row.peer[:10]})"),
+            plain(f"{row.name}{_SIDES.get(row.side, '').format(row.peer[:10])}"),
             state_text(row.state, row.attempt),
             plain(where),
             span_text(end - row.submitted_ms / 1000),

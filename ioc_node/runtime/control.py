@@ -100,7 +100,8 @@ async def open_control(home: Path, codec: BodyCodec) -> AsyncIterator[Link]:
             failure = error  # raised below: the nursery would wrap it in a group
         finally:
             nursery.cancel_scope.cancel()
-            await trio.aclose_forcefully(stream)
+            with trio.CancelScope(shield=True):  # else Cancelled would take the place of what left the block
+                await trio.aclose_forcefully(stream)
     if failure is not None:
         raise failure
 

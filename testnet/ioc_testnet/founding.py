@@ -79,7 +79,7 @@ def _config(plan: NodePlan, topology: Topology, port: int, bootstrap: str) -> No
         bootstrap=(bootstrap,) if bootstrap else (),
         log_level=topology.log_level,
         resources=plan.resources,
-        bulk=topology.bulk,
+        bulk=plan.bulk or topology.bulk,
         tasks=topology.tasks,
         gossip=topology.gossip,
     )

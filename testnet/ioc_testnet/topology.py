@@ -40,6 +40,8 @@ class NodePlan(_Table, frozen=True, kw_only=True):
     """Words for people: where it stands."""
     count: Annotated[int, msgspec.Meta(ge=1, le=NODES_MAX)] = 1
     resources: tuple[ResourceConfig, ...] = ()
+    bulk: BulkConfig | None = None
+    """Instead of the network's."""
 
 
 class Topology(_Table, frozen=True, kw_only=True):
