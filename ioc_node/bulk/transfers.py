@@ -7,7 +7,7 @@ that arrived stay, and only missing ones are asked for again.
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +25,7 @@ from ioc_node.bulk.serving import Serving
 from ioc_node.bulk.tickets import TicketBook
 from ioc_node.bulk.udp import UdpSocket, open_udp
 from ioc_node.errors import NodeError, PeerUnreachable, StorageFull
+from ioc_node.runtime.driver import open_background
 from ioc_wire import limits
 from ioc_wire.bulk import Endpoint, OffloadDescriptor, Ticket, format_blob_id
 from ioc_wire.errors import Busy, Closing, Expired, TicketRefused, WireError
@@ -245,16 +246,14 @@ async def open_bulk(
     Raises `PortInUse` or `UsageError` (engine not installed). `offloads` come from `load_offloads`; they are
     closed with the endpoint.
     """
-    chosen = load_engine(engine, key)
-    udp = open_udp(host, port)
-    endpoint = BulkEndpoint(store, key, chosen, udp, offloads)
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(endpoint.serve)
+    with ExitStack() as stack:
+        for offload in offloads:
+            stack.callback(offload.close)
+        chosen = load_engine(engine, key)
+        udp = open_udp(host, port)
+        stack.callback(udp.close)
+        endpoint = BulkEndpoint(store, key, chosen, udp, offloads)
+        async with open_background() as background:
+            background.start_soon(endpoint.serve)
             await trio.lowlevel.checkpoint()
             yield endpoint
-            nursery.cancel_scope.cancel()
-    finally:
-        udp.close()
-        for offload in offloads:
-            offload.close()

@@ -18,10 +18,10 @@ import structlog
 import trio
 
 from ioc_node.errors import NodeError, PeerUnreachable
+from ioc_node.runtime.driver import open_background
 from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.link_mux import Link, LinkSettings, PeerIdentity
 from ioc_node.runtime.link_transport import StreamTransport
-from ioc_wire.errors import WireError
 from ioc_wire.identity import NodeId
 from ioc_wire.links import BodyCodec
 
@@ -64,24 +64,19 @@ async def open_control_server(home: Path, codec: BodyCodec, handlers: Handlers) 
 
     Raises `NodeError` where another node runs on this home folder.
     """
-    failure: Exception | None = None
     with lock_home(home):
         listener = await _listen(home)
-        async with trio.open_nursery() as nursery:
+        async with open_background() as nursery:
             server = _ControlServer(codec, handlers, nursery)
             nursery.start_soon(server.serve, listener)
             try:
                 yield
-            except (NodeError, WireError) as error:
-                failure = error  # raised below: the nursery would wrap it in a group
             finally:
                 (home / SOCKET_NAME).unlink(missing_ok=True)
                 with trio.CancelScope(shield=True):
                     await server.close()
                 nursery.cancel_scope.cancel()
                 listener.close()
-    if failure is not None:
-        raise failure
 
 
 @asynccontextmanager
@@ -91,19 +86,14 @@ async def open_control(home: Path, codec: BodyCodec) -> AsyncIterator[Link]:
     link = Link(
         StreamTransport(stream), _LOCAL, codec=codec, handlers=Handlers(), settings=_SETTINGS, dialed=True
     )
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with open_background() as nursery:
         nursery.start_soon(link.run)
         try:
             yield link
-        except (NodeError, WireError) as error:
-            failure = error  # raised below: the nursery would wrap it in a group
         finally:
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):  # else Cancelled would take the place of what left the block
                 await trio.aclose_forcefully(stream)
-    if failure is not None:
-        raise failure
 
 
 class _ControlServer:

@@ -13,6 +13,7 @@ import trio
 from ioc_node.core.events import DatagramReceived, Tick
 from ioc_node.core.session import SendDatagram
 from ioc_node.runtime.datagrams import DatagramSocket
+from ioc_node.runtime.faults import sole
 
 _Event = TypeVar("_Event", contravariant=True)
 _Effect = TypeVar("_Effect", covariant=True)
@@ -83,7 +84,4 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
             yield nursery
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        single: BaseException = group
-        while isinstance(single, BaseExceptionGroup) and len(single.exceptions) == 1:
-            single = single.exceptions[0]
-        raise single from None
+        raise sole(group) from None

@@ -1,6 +1,5 @@
 """Who answers which message on a link, and what a failing answer does (to that one stream, to nothing else)."""
 
-import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import structlog
 
 from ioc_node.errors import NodeError
+from ioc_node.runtime.faults import place_of, sole
 from ioc_wire.codec import Message
 from ioc_wire.errors import RemoteFault, WireError
 
@@ -87,25 +87,15 @@ def contained(what: str, peer: str) -> Iterator[Outcome]:
     try:
         yield outcome
     except Exception as error:  # noqa: BLE001 - the last resort described above
-        outcome.failure = _told(_sole(error), what, peer)
+        outcome.failure = _told(sole(error), what, peer)
 
 
-def _told(error: Exception, what: str, peer: str) -> WireError:
+def _told(error: BaseException, what: str, peer: str) -> WireError:
     if isinstance(error, WireError):
         return error
     if isinstance(error, NodeError):
         log.info("answer_failed", request=what, peer=peer, error=str(error))
         return RemoteFault(str(error).splitlines()[0] if str(error) else type(error).__name__)
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
-    log.error(
-        "answer_crashed", request=what, peer=peer, error=f"{type(error).__name__}: {error}", place=place
-    )
+    crash = f"{type(error).__name__}: {error}"
+    log.error("answer_crashed", request=what, peer=peer, error=crash, place=place_of(error))
     return RemoteFault("internal error")
-
-
-def _sole(error: Exception) -> Exception:
-    """What a nursery inside of an answer wrapped, if it is one thing."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

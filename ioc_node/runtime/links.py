@@ -15,7 +15,8 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ioc_bootstrap.network import Network
-from ioc_node.errors import NodeError, PeerUnreachable, UsageError
+from ioc_node.errors import PeerUnreachable, UsageError
+from ioc_node.runtime.driver import open_background
 from ioc_node.runtime.link_flow import ByteBudget
 from ioc_node.runtime.link_handlers import Handlers, contained
 from ioc_node.runtime.link_handshake import (
@@ -369,8 +370,7 @@ async def open_links(
     local = LocalIdentity(
         key=key, network=network, roles=roles, chain=chain, listen=listen, revoked=revoked, clock=clock
     )
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with open_background() as nursery:
         chance = rng or random.Random()  # noqa: S311 - jitter of back-off, not a secret
         endpoint = LinkEndpoint(local, codec, handlers, settings or LinkSettings(), nursery, chance)
         endpoint.port = bound
@@ -378,14 +378,9 @@ async def open_links(
             nursery.start_soon(endpoint.serve, listener)
         try:
             yield endpoint
-        except (NodeError, WireError) as error:
-            failure = error  # raised below: the nursery would wrap it in a group
         finally:
             with trio.CancelScope(shield=True):
                 await endpoint.close()
-            nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
 
 
 async def _retire(link: Link) -> None:

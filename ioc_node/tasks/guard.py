@@ -1,12 +1,12 @@
 """The line between one task's story and the node that tells it."""
 
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import structlog
 
 from ioc_node.errors import NodeError
+from ioc_node.runtime.faults import place_of, sole
 from ioc_wire.errors import WireError
 
 _log = structlog.get_logger()
@@ -29,16 +29,8 @@ def contained_story(what: str, **about: str) -> Iterator[Fault]:
     try:
         yield fault
     except Exception as error:  # noqa: BLE001 - the last resort described above
-        error = _sole(error)
-        fault.text = str(error) or type(error).__name__
-        if not isinstance(error, WireError | NodeError):
-            frames = traceback.extract_tb(error.__traceback__)
-            place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
-            fault.text = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
-            _log.error("story_crashed", story=what, error=fault.text, place=place, **about)
-
-
-def _sole(error: Exception) -> Exception:
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
+        inner = sole(error)
+        fault.text = str(inner) or type(inner).__name__
+        if not isinstance(inner, WireError | NodeError):
+            fault.text = f"internal error: {type(inner).__name__}: {inner}".splitlines()[0]
+            _log.error("story_crashed", story=what, error=fault.text, place=place_of(inner), **about)
