@@ -1,6 +1,5 @@
 """What a provider does more than others: it registers identifiers, gives leases and runs tasks."""
 
-import time
 from collections.abc import Mapping
 from typing import Self
 

@@ -44,7 +44,7 @@ _ABOUT: Final = """\
 #
 # [[resources]] of a provider, one per identifier: path (class/city/zone/host below its prefix), type (pool or node),
 # cores, memory_mib, storage_mib, price_micro_per_core_hour, accelerators, services, labels. What is left out is
-# read off this machine. Also [bulk], [tasks] and [gossip]; docs/operators.md lists all keys.
+# read off this machine. Also [bulk], [tasks] and [gossip]; docs/operating.md lists all keys.
 
 """
 
