@@ -147,7 +147,6 @@ class ProviderSide:
             "provider_up",
             resources=len(self.registrar.resources),
             runtimes=self.runtimes,
-            at=int(time.time()),
         )
 
 
