@@ -99,6 +99,7 @@ def issue(
     as_json: bool,
 ) -> None:
     """Sign a delegation. A node finds it as delegations.bin in its home folder."""
+    check_prefix(prefix)
     signer = (
         Issuer(load_key(issuer / KEY_NAME), read_chain(issuer / CHAIN_NAME))
         if issuer.is_dir()

@@ -140,7 +140,7 @@ class Testnet:
             raise failures[0]
 
     async def wait_joined(self, *, joined: Callable[[TestnetNode], None] = lambda node: None) -> None:
-        """Until every node has reached a peer and every core node's catalogue holds all identifiers.
+        """Until every node with a bootstrap peer has joined and every core node's catalogue holds all identifiers.
 
         Raises `PeerUnreachable` naming the first that has not within a minute, `NodeError` for one that ended.
         """
@@ -155,12 +155,11 @@ class Testnet:
             )
 
     async def _wait_joined_one(self, node: TestnetNode, expected: int) -> None:
-        alone = len(self.nodes) == 1
         async with node.client() as client:
             while True:
                 status = await client.status()
                 complete = node.role not in CORE_ROLES or status.catalogue_records >= expected
-                if (status.joined or alone) and complete:
+                if (status.joined or not node.saved.bootstrap) and complete:
                     return
                 await trio.sleep(POLL_SECONDS)
                 if not node.alive:

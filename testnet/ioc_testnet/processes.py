@@ -38,7 +38,15 @@ def start_mark(pid: int) -> str:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return "" if fields[0] in "ZX" else fields[19]
+    return "" if fields[0] in "ZX" and _threads(pid) <= 1 else fields[19]
+
+
+def _threads(pid: int) -> int:
+    # The first thread of a process that was killed may be a corpse while the others still hold its ports.
+    try:
+        return len(list(Path(f"/proc/{pid}/task").iterdir()))
+    except OSError:
+        return 0
 
 
 @dataclass(eq=False)
@@ -51,6 +59,8 @@ class NodeProcess:
 
     @property
     def alive(self) -> bool:
+        if self.child is not None:
+            return self.child.poll() is None
         return bool(self.mark) and start_mark(self.pid) == self.mark
 
     def send(self, number: signal.Signals) -> None:
