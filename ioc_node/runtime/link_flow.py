@@ -38,6 +38,12 @@ class FrameQueue:
         while self.full and not self.closed:
             await self._room.park()
 
+    async def wait_drained(self) -> None:
+        """As `wait_room`, for one who may append much later or never: the next in line need not wait for that."""
+        await self.wait_room()
+        if not self.full:
+            self._room.unpark()
+
     def append(self, frame: bytes) -> bool:
         """Queue a frame, also beyond the bound; False if even that much is waiting already."""
         if len(self._frames) >= FORCED_FRAMES_MAX:

@@ -4,8 +4,8 @@ One task reads and never waits for anybody but the peer; one task writes; one be
 whoever takes them; one per served stream. A consumer that does not read is held by its stream's credit alone.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Generic, NoReturn, TypeVar, overload
 
@@ -29,7 +29,8 @@ M = TypeVar("M", bound=Message)
 
 NOTICES_WAITING_MAX: Final = 256
 LINK_BYTES_MAX: Final = 32 << 20
-"""Bytes of one link's messages that wait here: requests being answered, answers not yet read, notices."""
+"""Bytes of one link's messages that wait here: requests being answered, answers not yet sent or not yet read,
+notices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +180,10 @@ class Link:
         """As `aclose`, without waiting for the end."""
         self.close_reason = self.close_reason or reason
         self._queue.close()
+
+    def drop_nowait(self, reason: str) -> None:
+        """End the link at once, without a goodbye; what is queued is lost."""
+        self._break(reason)
 
     # -- life
 
@@ -356,17 +361,31 @@ class Link:
     async def _answer(self, served: ServedStream, message: Message, entry: Entry) -> None:
         async def send(item: Message) -> None:
             body = self._codec.encode(item)
-            await served.take_credit()
-            await self._queue.wait_room()
-            self._push(links.Item(served.number, body))
+            with self._waiting(body):
+                await served.take_credit()
+                await self._queue.wait_room()
+                self._push(links.Item(served.number, body))
 
         body = b""
+        # A peer that asks and does not read finds its next questions unanswered, not answered and waiting in memory.
+        await self._queue.wait_drained()
         if entry.streams:
             await entry.answer(self, message, send)
         else:
             body = self._codec.encode(await entry.answer(self, message))
-        await self._queue.wait_room()
-        self._push(links.EndStream(served.number, body))
+        with self._waiting(body):
+            await self._queue.wait_room()
+            self._push(links.EndStream(served.number, body))
+
+    @contextmanager
+    def _waiting(self, body: bytes) -> Iterator[None]:
+        """Count an answer that waits to be sent; raises `Busy` where too much of that waits already."""
+        if not self._budget.acquire(len(body)):
+            raise Busy("answers are not read fast enough")
+        try:
+            yield
+        finally:
+            self._budget.release(len(body))
 
     # -- notices
 

@@ -47,6 +47,8 @@ RETIRE_SECONDS: Final = 5.0
 """A duplicate link goes when it was without streams for so long."""
 REFUSALS_LOGGED_PER_S: Final = 10
 KEPT_MAX: Final = 256
+LINKS_PER_PEER_MAX: Final = 8
+"""Two at a time are needed (simultaneous dials); more are what a peer lost and this node has not noticed yet."""
 
 LinkEvent = Callable[[Link], None]
 
@@ -249,6 +251,7 @@ class LinkEndpoint:
             if self._stopping:
                 return await refuse(transport, Closing())
             peer = await accept_peer(transport, self.local, host)
+            self._make_room_of(peer.key)
             link = self._make(transport, peer, dialed=False)
             # In the table before the peer hears so: it may send, and be sent, requests from then on.
             self._enter(link)
@@ -263,6 +266,13 @@ class LinkEndpoint:
         await run_websocket(tls, None, use)
 
     # -- the table
+
+    def _make_room_of(self, key: bytes) -> None:
+        """One peer cannot take up all links: its oldest go, which are those that it has most likely lost."""
+        same = [link for link in self._running if link.peer.key == key]
+        same.sort(key=lambda link: link.opened_at, reverse=True)
+        for old in same[LINKS_PER_PEER_MAX - 1 :]:
+            old.drop_nowait(f"the peer has opened {LINKS_PER_PEER_MAX} newer links")
 
     def _make(self, transport: WebSocketTransport, peer: PeerIdentity, *, dialed: bool) -> Link:
         return Link(

@@ -3,22 +3,26 @@
 import os
 import ssl
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 import trio_websocket
 from structlog.testing import capture_logs
 
 from ioc_node.errors import PeerUnreachable
+from ioc_node.runtime.link_mux import LINK_BYTES_MAX
 from ioc_node.runtime.link_transport import RESOURCE, TransportBroken, WebSocketTransport, run_websocket
-from ioc_node.runtime.links import LinkEndpoint, LinkSettings
+from ioc_node.runtime.links import LINKS_PER_PEER_MAX, Handlers, Link, LinkEndpoint, LinkSettings
 from ioc_node.runtime.tls import client_context
 from ioc_wire import limits, links
 from ioc_wire.authority import Delegation
 from ioc_wire.codec import encode
 from ioc_wire.errors import (
     BrokenChain,
+    Busy,
     Expired,
     ReplayedProof,
     Revoked,
@@ -27,7 +31,18 @@ from ioc_wire.errors import (
     WrongPeer,
 )
 from ioc_wire.signed import Signed, public_bytes, sign
-from tests.runtime.link_cases import ROOT, Answers, Ask, Told, key_of, network_of, open_node, until
+from tests.runtime.link_cases import (
+    CODEC,
+    ROOT,
+    Answers,
+    Ask,
+    Count,
+    Told,
+    key_of,
+    network_of,
+    open_node,
+    until,
+)
 
 
 def chain_for(
@@ -271,6 +286,88 @@ async def test_garbage_bodies_are_answered_and_the_number_of_open_requests_is_bo
 
         assert await speak(bob, hoard) == [41, 41, 41]
         await until(lambda: not bob.links)
+
+
+async def test_questions_of_a_peer_that_does_not_read_stay_unanswered():
+    asked = 0
+
+    async def tell(link: Link, message: Ask) -> Told:
+        nonlocal asked
+        asked += 1
+        return Told("", bytes(500_000))
+
+    answers = Answers()
+    answers.handlers = Handlers()
+    answers.handlers.serve(Ask, tell)
+    async with open_node(2, answers=answers) as bob:
+
+        async def hoard(transport: WebSocketTransport) -> None:
+            await enter(transport, 3)
+            for number in range(1, limits.LINK_STREAMS_MAX + 1):
+                await transport.send(encode(links.OpenStream(number, 1, CODEC.encode(Ask("more")))))
+            (link,) = bob.links.values()
+            await until(lambda: link.streams >= limits.LINK_STREAMS_MAX - 50)
+            for _ in range(20):
+                await trio.testing.wait_all_tasks_blocked()
+            assert 1 <= asked < 50, "what is computed and encoded waits in memory"
+
+        await speak(bob, hoard)
+
+        async def read_on(transport: WebSocketTransport) -> None:
+            await enter(transport, 4)
+            for number in range(1, 101):
+                await transport.send(encode(links.OpenStream(number, 1, CODEC.encode(Ask("more")))))
+            for _ in range(100):
+                assert isinstance(links.decode_frame(await transport.receive()), links.EndStream)
+
+        with trio.fail_after(10):
+            await speak(bob, read_on)
+
+
+async def test_answers_that_wait_to_be_sent_are_bounded_in_bytes():
+    async with open_node(2) as bob:
+
+        async def hoard(transport: WebSocketTransport) -> list[int]:
+            await enter(transport, 3)
+            count = CODEC.encode(Count(3, 900_000))
+            for number in range(1, 101):
+                await transport.send(encode(links.OpenStream(number, 1, count)))
+            codes = []
+            with trio.move_on_after(3):
+                while len(codes) < 50:
+                    frame = links.decode_frame(await transport.receive())
+                    if isinstance(frame, links.FailStream):
+                        codes.append(frame.code)
+            (link,) = bob.links.values()
+            assert link._budget.bytes_held <= LINK_BYTES_MAX
+            return codes
+
+        codes = await speak(bob, hoard)
+        assert len(codes) > 40, "each stream has an item that waits for credit; 35 of them fit"
+        assert set(codes) == {Busy.code}
+
+
+async def test_one_peer_cannot_take_up_all_links():
+    async with open_node(2) as bob, open_node(1) as alice, trio.open_nursery() as nursery:
+        link = await alice.connect(("127.0.0.1", bob.port))
+        opened = 0
+
+        async def stay(transport: WebSocketTransport) -> None:
+            nonlocal opened
+            await enter(transport, 3)
+            opened += 1
+            await trio.sleep_forever()
+
+        async def insist() -> None:
+            with suppress(TransportBroken):
+                await speak(bob, stay)
+
+        for _ in range(40):
+            nursery.start_soon(insist)
+        await until(lambda: opened == 40)
+        await until(lambda: len(bob._running) <= LINKS_PER_PEER_MAX + 1)
+        assert await link.request(Ask("served"), Told) == Told("served")
+        nursery.cancel_scope.cancel()
 
 
 async def test_peer_that_falls_silent_is_dropped_after_several_heartbeats_not_after_one():
