@@ -20,7 +20,8 @@ from ioc_node.core.gossip import COMPARE_SECONDS, Gossip, pack_news
 from ioc_node.core.trust import Trust
 from ioc_node.errors import PeerUnreachable, StorageFull
 from ioc_node.runtime.driver import open_background
-from ioc_node.runtime.entry_pages import fetch_entries, send_entries
+from ioc_node.runtime.entry_pages import FETCH_BYTES_MAX, fetch_entries, send_entries
+from ioc_node.runtime.link_flow import ByteBudget
 from ioc_node.runtime.link_handlers import Handlers, SendItem
 from ioc_node.runtime.links import Link, LinkEndpoint
 from ioc_wire import gossip as wire
@@ -78,6 +79,7 @@ class CoreGossip:
         self._links: LinkEndpoint | None = None
         self._nursery: trio.Nursery | None = None
         self._tasks = 0
+        self._fetching = ByteBudget(FETCH_BYTES_MAX)
         self._changed: list[Changed] = []
         self._status_told: list[StatusTold] = []
         self._unsaved: dict[bytes, set[int] | None] = {}
@@ -187,7 +189,11 @@ class CoreGossip:
             if link is None:
                 raise PeerUnreachable(f"no link to {name_of(peer)}")
             head, entries = await fetch_entries(
-                link, provider, after_seq, slots_max=self.catalogue.bounds.slots_max
+                link,
+                provider,
+                after_seq,
+                slots_max=self.catalogue.bounds.slots_max,
+                budget=self._fetching,
             )
         except (WireError, PeerUnreachable) as error:
             log.debug("fetch_failed", peer=name_of(peer), provider=name_of(provider), error=str(error))
