@@ -27,7 +27,7 @@ LEASE_SECONDS: Final = 30
 HELD_MAX: Final = 1024
 """Leases that one consumer may hold without having accepted them."""
 ENDED_KEPT_SECONDS: Final = 3600
-"""How long an ended lease is remembered, so that a late order is told why it is refused."""
+"""How long the journal keeps a lease whose task has ended. One that nobody accepted leaves nothing."""
 MILLI: Final = 1000
 
 Phase = Literal["held", "accepted", "ended"]
@@ -230,14 +230,16 @@ class LeaseBook:
         return True
 
     def expire(self, now: float) -> int:
-        """End held leases whose time is up, and forget those that ended long ago. Returns how many ended."""
+        """End held leases whose time is up. Returns how many ended."""
         late = [entry for entry in self._held_entries() if entry.lease.expires <= now]
         for entry in late:
             self._move(entry, "ended", now)
-        if late:
-            before = int(now) - ENDED_KEPT_SECONDS
-            self._store.execute("DELETE FROM leases WHERE phase = 'ended' AND changed < ?", (before,))
         return len(late)
+
+    def forget_ended(self, now: float) -> int:
+        """Drop from the journal what ended long ago. Returns how many leases that were."""
+        before = int(now) - ENDED_KEPT_SECONDS
+        return self._store.execute("DELETE FROM leases WHERE phase = 'ended' AND changed < ?", (before,))
 
     # -- inside
 
@@ -269,9 +271,14 @@ class LeaseBook:
         return Amounts(cores_milli, resources.memory_mib, resources.disk_mib, devices)
 
     def _move(self, entry: _Entry, phase: Phase, now: float) -> None:
-        self._store.execute(
-            "UPDATE leases SET phase = ?, changed = ? WHERE lease = ?", (phase, int(now), entry.lease.lease)
-        )
+        if phase == "ended" and entry.phase == "held":
+            # It never bound anybody. Kept, such rows would let one who reserves and releases fill the disk.
+            self._store.execute("DELETE FROM leases WHERE lease = ?", (entry.lease.lease,))
+        else:
+            self._store.execute(
+                "UPDATE leases SET phase = ?, changed = ? WHERE lease = ?",
+                (phase, int(now), entry.lease.lease),
+            )
         if phase == "ended":
             del self._taking[entry.lease.lease]
         else:
