@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,7 +33,7 @@ def told_when_full(what: str, folder: Path) -> Iterator[None]:
 
 def write_file(path: Path, data: bytes, mode: int = FILE_MODE) -> None:
     """Write a whole small file so that a reader finds all of it or none: a sibling first, then a rename."""
-    sibling = path.with_name(path.name + ".new")
+    sibling = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")  # two threads may write the same file
     try:
         descriptor = os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
         try:
