@@ -63,7 +63,8 @@ class Consumer:
         self._exchange = exchange
         self._keeper = keeper
         self._ledger = ledger
-        self._settings = settings
+        self.retention_ms = int(settings.retention_seconds * 1000)
+        """How long a task, and what it held here, is kept after its end."""
         self.journal = Journal(store)
         self._courier = Courier(self.journal, connect)
         self._settling = Settling(key, store, self.journal, ledger, self._courier)
@@ -100,8 +101,16 @@ class Consumer:
     async def _tidy(self) -> None:
         while True:
             with contained_story("consumer_tidies"):
+                self.forget_before(now_ms() - self.retention_ms)
                 await self._keeper.sweep(now_ms())
             await trio.sleep(SWEEP_SECONDS)
+
+    def forget_before(self, ended_ms: int, workflow: bytes | None = None) -> int:
+        """Forget single tasks, or those of one workflow, that ended before; their receipts stay. Returns how many."""
+        forgotten = self.journal.forget_before(ended_ms, workflow)
+        for task in forgotten:
+            self._live.pop(task, None)
+        return len(forgotten)
 
     def _start(self, live: LiveTask) -> None:
         self._live[live.id] = live
@@ -263,7 +272,7 @@ class Consumer:
         self._keeper.hold(
             (output.blob for output in ending.outputs),
             live.id,
-            now_ms() + int(self._settings.retention_seconds * 1000),
+            now_ms() + self.retention_ms,
         )
         for output in missing:
             assert ending.holder is not None
@@ -284,7 +293,7 @@ class Consumer:
 
     def let_go(self, reason: bytes) -> None:
         """What was held for `reason` may go after the retention time."""
-        self._keeper.hold_until(reason, now_ms() + int(self._settings.retention_seconds * 1000))
+        self._keeper.hold_until(reason, now_ms() + self.retention_ms)
 
     def forget_outputs(self, live: LiveTask) -> None:
         """Nobody needs the outputs at their provider any more."""

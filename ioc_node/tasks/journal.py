@@ -18,6 +18,7 @@ from ioc_wire.tasks import State
 EVENTS_KEPT_MAX: Final = 1000
 """Events of one task that are kept; the oldest go first."""
 EVENTS_DROPPED: Final = 64
+FORGOTTEN_AT_ONCE: Final = 256
 ERRANDS_MAX: Final = 100_000
 """Messages that wait for providers which cannot be reached; the oldest go first."""
 
@@ -39,6 +40,7 @@ _SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS errands (
          id INTEGER PRIMARY KEY, provider BLOB NOT NULL, body BLOB NOT NULL, written_ms INTEGER NOT NULL)""",
     "CREATE INDEX IF NOT EXISTS errands_provider ON errands (provider, id)",
+    "CREATE INDEX IF NOT EXISTS tasks_ended ON tasks (workflow, ended_ms) WHERE ended_ms IS NOT NULL",
 )
 
 
@@ -149,6 +151,19 @@ class Journal:
                 (ending.state, ending.text, ended_ms, encode(ending), receipt, task),
             )
         )
+
+    def forget_before(self, ended_ms: int, workflow: bytes | None = None) -> list[bytes]:
+        """Drop tasks that ended before, with their attempts and events: single ones, or those of one workflow. Returns
+        which, at most `FORGOTTEN_AT_ONCE`. Receipts stay, and so do errands that wait."""
+        found = self._store.fetch(
+            "SELECT task FROM tasks WHERE workflow IS ? AND ended_ms < ? LIMIT ?",
+            (workflow, ended_ms, FORGOTTEN_AT_ONCE),
+        )
+        with self._store.transaction():
+            for row in found:
+                for table in ("tasks", "attempts", "task_events"):
+                    self._store.execute(f"DELETE FROM {table} WHERE task = ?", row)  # noqa: S608
+        return [task for (task,) in found]
 
     # -- attempts
 

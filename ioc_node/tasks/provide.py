@@ -73,6 +73,7 @@ INPUTS_CACHED_SECONDS: Final = 3600
 """How long inputs stay after the last task that read them."""
 TICK_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 60.0
+STOP_SECONDS: Final = 3.0
 REMEMBERED_MAX: Final = 1024
 """Ended attempts whose events are still in memory; of older ones only the last event can be had."""
 
@@ -109,6 +110,9 @@ class Provider:
         self._shelf = Shelf(store)
         self._running: dict[tuple[bytes, int], Running] = {}
         self._nursery: trio.Nursery | None = None
+        self._stopping = False
+        self._watched = 0
+        self._told = trio.lowlevel.ParkingLot()
 
     # -- life
 
@@ -133,6 +137,17 @@ class Provider:
                 await self._tick()
             finally:
                 self._nursery = None
+
+    async def stop(self) -> None:
+        """Take no more, preempt what runs, and wait until its consumers were told, so that they place it elsewhere at
+        once. At most `STOP_SECONDS`; what does not end by then is found interrupted at the next start."""
+        self._stopping = True
+        open_ = [running for running in self._running.values() if not running.feed.closed]
+        for running in open_:
+            running.preempt("the provider is stopping")
+        with trio.move_on_after(STOP_SECONDS):
+            while any(not running.feed.closed for running in open_) or self._watched:
+                await self._told.park()
 
     async def _recover(self) -> None:
         for row in self._shelf.running():
@@ -159,6 +174,7 @@ class Provider:
                     swept = trio.current_time()
                     retention_ms = int(self._settings.retention_seconds * 1000)
                     self._shelf.forget_before(now_ms() - retention_ms)
+                    self._book.forget_ended(time.time())
                     await self._keeper.sweep(now_ms())
 
     # -- what others may ask about this side
@@ -180,7 +196,7 @@ class Provider:
     # -- leases
 
     async def _reserve(self, link: Link, message: ReserveLease) -> Message:
-        if self._nursery is None:
+        if self._nursery is None or self._stopping:
             raise Closing()
         if len(self._book.accepted()) >= self._settings.running_max:
             raise Busy(f"{self._settings.running_max} tasks run here already")
@@ -199,7 +215,7 @@ class Provider:
     # -- starting
 
     async def _start(self, link: Link, message: StartTask) -> Message:
-        if self._nursery is None:
+        if self._nursery is None or self._stopping:
             raise Closing()
         order = verify(message.order, TaskOrder)
         owner = link.peer.key
@@ -291,7 +307,7 @@ class Provider:
         if fault.text:
             ended = Ended("SYSTEM_ERROR", fault.text)
         elif running.scope.cancelled_caught:
-            ended = Ended("CANCELED", running.cancel_reason)
+            ended = running.cancelled
         with contained_story("attempt_cleared", task=format_task_id(attempt.lease.task)):
             await clear_folder(attempt.folder)
         self._finish(running, ended)
@@ -320,6 +336,7 @@ class Provider:
             )
             self._keeper.hold((out.blob for out in ended.outputs), lease.task, ended_ms + retention_ms)
         running.finish(last)
+        self._told.unpark_all()
         self._on_change()
 
     # -- watching and cancelling
@@ -332,11 +349,16 @@ class Provider:
             await send(TaskProgress((row.last_event,)))
             return
         after = message.after_seq
-        while True:
-            events, after = await running.feed.read(after, WATCH_EVENTS_MAX)
-            if not events:
-                return
-            await send(TaskProgress(tuple(events)))
+        self._watched += 1
+        try:
+            while True:
+                events, after = await running.feed.read(after, WATCH_EVENTS_MAX)
+                if not events:
+                    return
+                await send(TaskProgress(tuple(events)))
+        finally:
+            self._watched -= 1
+            self._told.unpark_all()
 
     async def _cancel(self, link: Link, message: CancelTask) -> Message:
         self._owned(message.task, message.attempt, link.peer.key)

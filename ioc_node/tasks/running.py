@@ -29,7 +29,8 @@ class Running:
         self.attempt = attempt
         self.owner = owner
         self.scope = trio.CancelScope()
-        self.cancel_reason = ""
+        self.cancelled = Ended("CANCELED", "")
+        """How it ends if its scope is cancelled."""
         self.feed: Feed[TaskEvent] = Feed()
         self.state: State = "QUEUED"
         self._told_at = 0.0
@@ -42,7 +43,15 @@ class Running:
 
     def cancel(self, reason: str) -> None:
         """End it soon as CANCELED; one that has ended already stays as it is."""
-        self.cancel_reason = self.cancel_reason or reason
+        self._cut_short(Ended("CANCELED", reason))
+
+    def preempt(self, reason: str) -> None:
+        """As `cancel`, for a reason that is the provider's own: its consumer will place the task elsewhere."""
+        self._cut_short(Ended("PREEMPTED", reason))
+
+    def _cut_short(self, ended: Ended) -> None:
+        if not self.scope.cancel_called:
+            self.cancelled = ended
         self.scope.cancel()
 
     # -- what is told

@@ -16,11 +16,12 @@ import trio
 
 from ioc_node.errors import TaskFailed, UsageError
 from ioc_node.runtime.store import Store
-from ioc_node.tasks.consume import Consumer
+from ioc_node.tasks.consume import SWEEP_SECONDS, Consumer
 from ioc_node.tasks.definition import TaskSpec, blobs_of, check_workflow
 from ioc_node.tasks.feed import Feed
 from ioc_node.tasks.guard import contained_story
 from ioc_node.tasks.handle import TaskHandle
+from ioc_node.tasks.keeper import FOREVER_MS
 from ioc_node.tasks.plan import Plan
 from ioc_node.tasks.story import Ending, StoryEvent, now_ms
 from ioc_wire.codec import decode, encode
@@ -33,6 +34,9 @@ RERUNS_MAX: Final = 3
 """How often one task is run again because its outputs were lost."""
 WORKFLOW_BYTES_MAX: Final = 64 << 20
 EVENTS_KEPT_MAX: Final = 4000
+ENDED_KEPT_MAX: Final = 32
+"""Ended workflows that stay in memory with their events."""
+FORGOTTEN_AT_ONCE: Final = 8
 
 _SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS workflows (
@@ -117,9 +121,29 @@ class Workflows:
                 self._begin(self._flows.get(workflow) or self._load(workflow))
             task_status.started()
             try:
-                await trio.sleep_forever()
+                await self._tidy()
             finally:
                 self._nursery = None
+
+    async def _tidy(self) -> None:
+        while True:
+            with contained_story("workflows_tidy"):
+                self.forget_before(now_ms() - self._consumer.retention_ms)
+            await trio.sleep(SWEEP_SECONDS)
+
+    def forget_before(self, ended_ms: int) -> int:
+        """Forget workflows that ended before, with their tasks; receipts stay. Returns how many."""
+        found = self._store.fetch(
+            "SELECT workflow FROM workflows WHERE ended_ms < ? LIMIT ?", (ended_ms, FORGOTTEN_AT_ONCE)
+        )
+        for (workflow,) in found:
+            with self._store.transaction():
+                while self._consumer.forget_before(FOREVER_MS, workflow):
+                    pass
+                self._store.execute("DELETE FROM workflow_tasks WHERE workflow = ?", (workflow,))
+                self._store.execute("DELETE FROM workflows WHERE workflow = ?", (workflow,))
+            self._flows.pop(workflow, None)
+        return len(found)
 
     def _begin(self, flow: _Flow) -> None:
         self._flows[flow.id] = flow
@@ -213,6 +237,9 @@ class Workflows:
                 self._forget_between(flow)
         flow.enter(ending.state, ending.text)
         flow.close()
+        kept = [each for each in self._flows.values() if each.ended.is_set()]
+        for old in kept[: max(0, len(kept) - ENDED_KEPT_MAX)]:
+            del self._flows[old.id]
 
     async def _tell(self, flow: _Flow) -> Ending:
         ending: Ending | None = None
