@@ -1,16 +1,20 @@
 """Links to core nodes, for whoever needs an answer from one: any will do, the next one takes over.
 
-Core nodes are those that this node is linked with, those that they name, and those remembered from earlier.
+Core nodes are those that this node is linked with and those that they name. Both are remembered, so that a restarted
+node finds its network again though its bootstrap peers may be gone.
 """
 
+import time
 from typing import Final
 
 import structlog
 import trio
 
+from ioc_bootstrap.addresses import Address
 from ioc_node.errors import PeerUnreachable
 from ioc_node.runtime.gossip import contact_of, is_core
 from ioc_node.runtime.links import Link, LinkEndpoint
+from ioc_node.runtime.store import PeerMemory
 from ioc_wire.errors import WireError
 from ioc_wire.gossip import ExchangePeers, PeersKnown
 from ioc_wire.market import Contact
@@ -25,8 +29,9 @@ _log = structlog.get_logger()
 class CoreLinks:
     """Knows core nodes and finds a living one."""
 
-    def __init__(self, links: LinkEndpoint) -> None:
+    def __init__(self, links: LinkEndpoint, memory: PeerMemory) -> None:
         self._links = links
+        self._memory = memory
         self._contacts: dict[bytes, Contact] = {}
         links.on_link_up(self._note)
         for link in links.links.values():
@@ -64,13 +69,20 @@ class CoreLinks:
             except (WireError, PeerUnreachable) as error:
                 _log.debug("exchange_failed", peer=link.peer.name, error=str(error))
                 return
-            for contact in known.core:
-                self._know(contact)
+            for contact in known.core[:CONTACTS_MAX]:
+                if contact.key != self._links.local.public_key:
+                    self._know(contact)
+                    self._memory.hear_of(_address(contact), contact.key)
 
     def _note(self, link: Link) -> None:
         if is_core(link) and (contact := contact_of(link)) is not None:
             self._know(contact)
+            self._memory.save_peer(_address(contact), contact.key, int(time.time()))
 
     def _know(self, contact: Contact) -> None:
         if contact.key in self._contacts or len(self._contacts) < CONTACTS_MAX:
             self._contacts[contact.key] = contact
+
+
+def _address(contact: Contact) -> str:
+    return str(Address(contact.host, contact.port))

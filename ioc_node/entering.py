@@ -18,7 +18,7 @@ from ioc_node.errors import ConfigError, NodeError
 from ioc_node.runtime.dht import Dht
 from ioc_node.runtime.gossip import is_core
 from ioc_node.runtime.links import LinkEndpoint
-from ioc_node.runtime.store import PeerMemory, Store
+from ioc_node.runtime.store import PeerMemory
 from ioc_wire.errors import WireError
 
 DIAL_SECONDS: Final = 10.0
@@ -40,7 +40,7 @@ class Entrance:
         links: LinkEndpoint,
         dht: Dht,
         cores: CoreLinks,
-        store: Store,
+        memory: PeerMemory,
     ) -> None:
         """Raises `ConfigError` for an address that cannot be one."""
         self._own = {(host, config.port) for host in (config.host, config.advertise) if host}
@@ -49,7 +49,6 @@ class Entrance:
         self._cores = cores
         self.joined_at = 0.0
         """When the first peer was reached (seconds since 1970); 0 while none was."""
-        memory = PeerMemory(store)
         try:
             sources = peer_sources(
                 option=option,
@@ -109,4 +108,7 @@ class Entrance:
                 continue
             targets = [link.peer.endpoint for link in self._links.links.values() if link.peer.endpoint]
             if targets:
-                await self._dht.join(targets)
+                try:
+                    await self._dht.join(targets)
+                except (WireError, NodeError) as error:
+                    _log.info("rejoin_failed", error=str(error))

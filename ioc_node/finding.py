@@ -18,6 +18,8 @@ from ioc_wire.errors import Busy, Closing
 from ioc_wire.market import Demand, FindOffers, OffersFound
 
 LIMIT_DEFAULT: Final = 32
+ANSWER_SECONDS: Final = 5.0
+"""A core node that has not answered by then is passed over; its link notices a dead one only after a minute."""
 MEASURING_POLICIES: Final = frozenset({"latency"})
 
 
@@ -82,6 +84,7 @@ class Finder:
         while True:
             link = await self._cores.any(but=frozenset(failed))
             try:
-                return await link.request(message, OffersFound), link.peer.name
-            except (PeerUnreachable, Busy, Closing):
+                with trio.fail_after(ANSWER_SECONDS):
+                    return await link.request(message, OffersFound), link.peer.name
+            except (PeerUnreachable, Busy, Closing, trio.TooSlowError):
                 failed.add(link.peer.key)

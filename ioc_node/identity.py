@@ -1,5 +1,6 @@
 """Who this node is: its key, its network, and the delegations that say what it may do."""
 
+import datetime
 import os
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from ioc_wire.identity import NodeId, format_node_id, node_id_of
 from ioc_wire.signed import Signed, public_bytes
 
 CHAIN_BYTES_MAX: Final = 64 << 10
+ENDS_SOON_SECONDS: Final = 7 * 86400
 _WILDCARDS: Final = ("0.0.0.0", "::", "")  # noqa: S104 - names them to refuse them as an address for others
 
 
@@ -47,6 +49,16 @@ class Identity:
     def prefix(self) -> str:
         """The prefix under which this node may name resources."""
         return self.grant.prefix if self.grant is not None else self_certified_prefix(self.public_key)
+
+    def ends_soon(self, *, now: float) -> str:
+        """One line where the delegation ends within `ENDS_SOON_SECONDS` of `now` or has ended, else empty."""
+        if self.grant is None or (left := self.grant.not_after - now) > ENDS_SOON_SECONDS:
+            return ""
+        when = datetime.datetime.fromtimestamp(self.grant.not_after, datetime.UTC).strftime(
+            "%Y-%m-%d %H:%M UTC"
+        )
+        what = f"ends on {when}" if left > 0 else f"ended on {when}: peers refuse this node"
+        return f"{CHAIN_NAME} {what}; get another with `ioc-node authority issue`, and restart"
 
 
 def load_identity(config: NodeConfig, *, now: float) -> Identity:

@@ -32,6 +32,7 @@ from ioc_node.core.routing import Contact as DhtContact
 from ioc_node.core_links import CoreLinks
 from ioc_node.core_side import CoreSide
 from ioc_node.entering import Entrance
+from ioc_node.errors import ConfigError
 from ioc_node.finding import Finder
 from ioc_node.identity import Identity, advertised_host, load_identity
 from ioc_node.metering.ledger import Ledger
@@ -41,7 +42,8 @@ from ioc_node.runtime.dht import Dht, open_dht
 from ioc_node.runtime.driver import open_background
 from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.links import Link, LinkEndpoint, open_links
-from ioc_node.runtime.store import Store, open_store
+from ioc_node.runtime.record_shelf import RecordShelf
+from ioc_node.runtime.store import PeerMemory, Store, open_store
 from ioc_node.sharing import SharedBlobs
 from ioc_node.tasks.consume import Consumer
 from ioc_node.tasks.definition import Definition, TaskSpec
@@ -204,8 +206,13 @@ class Node:
             blob_bytes=self.bulk.store.bytes_total,
             bytes_in=self.bulk.counters.bytes_received,
             bytes_out=self.bulk.counters.bytes_sent,
-            warnings=provider.warnings if provider is not None else (),
+            warnings=self._warnings(),
         )
+
+    def _warnings(self) -> tuple[api.Warned, ...]:
+        own = self.provider.warnings if self.provider is not None else ()
+        ends_soon = self.identity.ends_soon(now=time.time())
+        return (*own, api.Warned("delegation", ends_soon)) if ends_soon else own
 
 
 def _server_row(contact: DhtContact) -> api.PeerRow:
@@ -248,7 +255,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         await stack.enter_async_context(open_control_server(config.home, api.CONTROL_CODEC, answers.handlers))
         store = stack.enter_context(open_store(config.home / DATABASE_NAME))
         blobs = await trio.to_thread.run_sync(_open_blobs, config)
-        dht = await stack.enter_async_context(_open_dht(config, identity))
+        dht = await stack.enter_async_context(_open_dht(config, identity, store))
         bulk = await stack.enter_async_context(_open_bulk(config, identity, blobs))
         handlers = Handlers()
         keeper, ledger = Keeper(store, blobs), Ledger(store)
@@ -278,7 +285,8 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
                 advertise=(host, config.port),
             )
         )
-        cores = CoreLinks(links)
+        memory = PeerMemory(store)
+        cores = CoreLinks(links, memory)
         finder = Finder(links, cores, core, host=host, engine=bulk.engine, offloads=bulk.offload_names)
 
         async def connect(contact: Contact) -> Link:
@@ -296,7 +304,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         )
         workflows = Workflows(store, consumer)
         entrance = Entrance(
-            config, identity.network, option=bootstrap, links=links, dht=dht, cores=cores, store=store
+            config, identity.network, option=bootstrap, links=links, dht=dht, cores=cores, memory=memory
         )
         node = Node(
             config,
@@ -318,20 +326,28 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         if core is not None:
             await core.start(tasks, links)
         tasks.start_soon(entrance.run)
-        tasks.start_soon(shared.keep_announced)
+        tasks.start_soon(shared.keep_announced, entrance.wait_joined)
         await tasks.start(consumer.run)
         await tasks.start(workflows.run)
         if provider is not None:
             await provider.start(tasks, links, dht)
         answers.open(node)
+        stack.callback(
+            answers.close
+        )  # first of all, whatever ends the block: nobody asks a node that is half gone
         _log.info("node_up", role=config.role, node=identity.name[:11], host=host, port=config.port)
         yield node
         answers.close()
+        if provider is not None:
+            await provider.stop()
 
 
 def _make_folders(home: Path) -> None:
     for folder in (home, home / "blobs", home / "tasks", home / "run"):
-        folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        try:
+            folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"folder {folder} cannot be made: {error.strerror}") from None
 
 
 def _open_blobs(config: NodeConfig) -> BlobStore:
@@ -339,7 +355,8 @@ def _open_blobs(config: NodeConfig) -> BlobStore:
 
 
 @asynccontextmanager
-async def _open_dht(config: NodeConfig, identity: Identity) -> AsyncIterator[Dht]:
+async def _open_dht(config: NodeConfig, identity: Identity, store: Store) -> AsyncIterator[Dht]:
+    is_server = config.role in SERVER_ROLES
     async with open_dht(
         key=identity.key,
         host=config.host,
@@ -348,18 +365,22 @@ async def _open_dht(config: NodeConfig, identity: Identity) -> AsyncIterator[Dht
         roots=identity.network.root_keys,
         admission=identity.network.admission,
         chain=identity.chain,
-        server=config.role in SERVER_ROLES,
+        server=is_server,
         advertise_host=config.advertise,
         rng=random.SystemRandom(),
+        store=RecordShelf(store) if is_server else None,
     ) as dht:
         yield dht
 
 
 @asynccontextmanager
 async def _open_bulk(config: NodeConfig, identity: Identity, blobs: BlobStore) -> AsyncIterator[BulkEndpoint]:
-    offloads: list[Offload] = [
-        offload for offload in load_offloads(config.home / "run") if offload.name in config.bulk.offloads
-    ]
+    offloads: list[Offload] = []
+    for offload in load_offloads(config.home / "run"):
+        if offload.name in config.bulk.offloads:
+            offloads.append(offload)
+        else:
+            offload.close()  # it may have made a folder to be reached at
     async with open_bulk(
         blobs,
         identity.key,

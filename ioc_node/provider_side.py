@@ -149,6 +149,10 @@ class ProviderSide:
             runtimes=self.runtimes,
         )
 
+    async def stop(self) -> None:
+        """Preempt what runs and see its consumers told; before `start`'s nursery ends."""
+        await self._provider.stop()
+
 
 def default_resources(city: str) -> tuple[ResourceConfig, ...]:
     """What `ioc-node init` offers unless told otherwise: this machine, whole, for nothing."""

@@ -6,6 +6,7 @@ nobody guesses. Inputs and outputs of tasks are not shared this way: their parti
 
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -91,12 +92,13 @@ class SharedBlobs:
             return 0
         return len(report.stored)
 
-    async def keep_announced(self) -> None:
-        """Announce everything that is shared again and again, until cancelled."""
+    async def keep_announced(self, wait_joined: Callable[[], Awaitable[None]]) -> None:
+        """Announce everything that is shared once the node has joined, and again and again, until cancelled."""
+        await wait_joined()
         while True:
-            await trio.sleep(ANNOUNCE_AGAIN_SECONDS)
             for (blob,) in self._store.fetch("SELECT blob FROM shared_blobs ORDER BY blob"):
                 await self._announce(blob)
+            await trio.sleep(ANNOUNCE_AGAIN_SECONDS)
 
     async def get(self, blob: bytes, path: Path, links: LinkEndpoint) -> Got:
         """Bring a blob here from whoever holds it, and write it to `path`.

@@ -45,6 +45,8 @@ REFRESH_SECONDS_FAILED: Final = 15
 PUBLISHED_MAX: Final = 1 << 20
 CLOCK_SECONDS: Final = 60
 CHANGES_MAX: Final = 4096
+RESTORED_AT_ONCE: Final = 32
+"""Records taken up again between two turns of everybody else: each costs a signature check."""
 HOLDER_SECONDS: Final = 24 * 3600
 
 _log = structlog.get_logger()
@@ -79,6 +81,7 @@ class Dht:
         self._published: dict[str, tuple[Resign, float, float]] = {}
         self._publish_sooner = trio.Event()
         self._driver: Driver[Any, Any]
+        self._restoring = False
         self._changes, self._changed = trio.open_memory_channel[Change](CHANGES_MAX)
 
     @property
@@ -201,6 +204,8 @@ class Dht:
                 waiting[1].append(effect.result)
                 waiting[0].set()
         elif isinstance(effect, (events.RecordStored, events.RecordDropped)):
+            if self._restoring and isinstance(effect, events.RecordStored):
+                return  # that is where it came from
             try:
                 self._changes.send_nowait(effect)
             except trio.WouldBlock:
@@ -247,7 +252,20 @@ class Dht:
             following = REFRESH_SECONDS if stored else interval
             self._published[cid] = (resign, trio.current_time() + seconds, following)
 
+    async def _restore(self, keeper: RecordKeeper) -> None:
+        records = iter(keeper.load())
+        while batch := tuple(itertools.islice(records, RESTORED_AT_ONCE)):
+            self._restoring = True
+            self._driver.feed(events.RecordsRestored(batch))
+            self._restoring = False
+            await trio.lowlevel.checkpoint()
+
     async def _keep(self, keeper: RecordKeeper) -> None:
+        """Take up what was kept, then keep what changes."""
+        try:
+            await self._restore(keeper)
+        except NodeError as error:
+            _log.warning("records_not_restored", reason=str(error))
         async for change in self._changed:
             changes = [change]
             while len(changes) < CHANGES_MAX:
@@ -293,7 +311,6 @@ async def open_dht(
         dht._driver = Driver(machine, sock, dht._perform)
         async with open_background() as background:
             if store is not None:
-                dht._driver.feed(events.RecordsRestored(tuple(store.load())))
                 background.start_soon(dht._keep, store)
             else:
                 dht._changed.close()

@@ -234,12 +234,30 @@ class PeerMemory:
         return [(str(address), bytes(key)) for address, key in self._store.fetch(query, (self._peers_max,))]
 
     def save_peer(self, address: str, key: bytes, seen: int) -> None:
-        """Remember a peer that was reached at `address`; `seen` is seconds since 1970."""
-        with self._store.transaction():
-            self._store.execute("DELETE FROM known_peers WHERE address = ? AND key != ?", (address, key))
-            self._store.execute("INSERT OR REPLACE INTO known_peers VALUES (?, ?, ?)", (key, address, seen))
-            self._store.execute(
-                """DELETE FROM known_peers WHERE key NOT IN
-                   (SELECT key FROM known_peers ORDER BY seen DESC, key LIMIT ?)""",
-                (self._peers_max,),
-            )
+        """Remember a peer that was reached at `address`; `seen` is seconds since 1970. Where it cannot be written, it
+        is not: a full disk must not end a node for the sake of a cache."""
+        try:
+            with self._store.transaction():
+                self._store.execute("DELETE FROM known_peers WHERE address = ? AND key != ?", (address, key))
+                self._store.execute(
+                    "INSERT OR REPLACE INTO known_peers VALUES (?, ?, ?)", (key, address, seen)
+                )
+                self._forget_oldest()
+        except NodeError as error:
+            log.warning("peer_not_remembered", address=address, error=str(error))
+
+    def hear_of(self, address: str, key: bytes) -> None:
+        """Remember a peer that others name, behind all that were reached."""
+        try:
+            with self._store.transaction():
+                self._store.execute("INSERT OR IGNORE INTO known_peers VALUES (?, ?, 0)", (key, address))
+                self._forget_oldest()
+        except NodeError as error:
+            log.warning("peer_not_remembered", address=address, error=str(error))
+
+    def _forget_oldest(self) -> None:
+        self._store.execute(
+            """DELETE FROM known_peers WHERE key NOT IN
+               (SELECT key FROM known_peers ORDER BY seen DESC, key LIMIT ?)""",
+            (self._peers_max,),
+        )

@@ -10,10 +10,10 @@ import trio
 import trio.lowlevel
 import trio.testing
 
-from ioc_node.core.events import Chain, RecordDropped
+from ioc_node.core.events import Chain
 from ioc_node.errors import ConfigError, PeerUnreachable, PortInUse
 from ioc_node.runtime import dht as dht_module
-from ioc_node.runtime.dht import Change, open_dht
+from ioc_node.runtime.dht import open_dht
 from ioc_wire import dht as wire
 from ioc_wire.errors import NotFound, UnknownNetwork, WrongPeer
 from ioc_wire.signed import Signed
@@ -134,33 +134,6 @@ async def test_an_exception_in_the_block_comes_out_as_itself() -> None:
     with pytest.raises(ValueError, match="mine"):
         async with open_dht(**dht_options("alice")):
             raise ValueError("mine")
-
-
-class Keeper:
-    """Keeps records in a dictionary, as a database would."""
-
-    def __init__(self) -> None:
-        self.kept: dict[bytes, tuple[Signed, Chain]] = {}
-
-    def load(self) -> list[tuple[Signed, Chain]]:
-        return list(self.kept.values())
-
-    async def save(self, changes: list[Change]) -> None:
-        for change in changes:
-            if isinstance(change, RecordDropped):
-                self.kept.pop(change.key, None)
-            else:
-                self.kept[change.key] = (change.record, change.chain)
-
-
-async def test_a_restarted_server_still_holds_its_records() -> None:
-    keeper = Keeper()
-    async with open_dht(**dht_options("alice", store=keeper)) as alice:
-        await alice.put(record_of(PROVIDER, CID))
-        await trio.testing.wait_all_tasks_blocked(0.01)
-    assert len(keeper.kept) == 1
-    async with open_dht(**dht_options("alice", store=keeper)) as alice:
-        assert (await alice.get(CID)).resource.version == 1
 
 
 async def test_published_records_are_signed_anew_and_stored_again(monkeypatch: pytest.MonkeyPatch) -> None:
