@@ -66,14 +66,14 @@ def receipt_facts(row: api.ReceiptRow) -> dict[str, Any]:
     return facts
 
 
-def render_receipts(console: Console, found: api.Receipts, *, title: str = "") -> None:
-    """What each attempt used and cost."""
+def render_receipts(console: Console, found: api.Receipts, *, shown: int = api.ROWS_MAX) -> None:
+    """What each attempt used and cost, for the newest `shown`; the sums are of all."""
     if not found.rows:
         console.print("no receipts yet")
         return
     right = ("core", "wall", "moved", "cost")
-    made = table("receipt", "task", *right, "provider", title=title, right=right, fold=("provider",))
-    for row in found.rows:
+    made = table("receipt", "task", *right, "provider", right=right, fold=("provider",))
+    for row in found.rows[:shown]:
         usage = row.usage
         receipt = short(format_receipt_id(row.receipt))
         if usage is None:
@@ -89,7 +89,9 @@ def render_receipts(console: Console, found: api.Receipts, *, title: str = "") -
             plain(usage.cid.removeprefix("ioc:").partition("/")[0][:20]),
         )
     console.print(made)
+    if len(found.rows) > shown:
+        console.print(f"… and {len(found.rows) - shown} more", style="dim")
     cost = sum(row.usage.cost_micro for row in found.rows if row.usage is not None)
     good = sum(not row.fault for row in found.rows)
-    console.print(f"{found.total} receipts; {good} of {len(found.rows)} shown verified with both signatures")
-    console.print(f"cost of those shown: {money_text(cost)}", style="dim")
+    console.print(f"{found.total} receipts; {good} of {len(found.rows)} verified with both signatures")
+    console.print(f"cost of these {len(found.rows)}: {money_text(cost)}", style="dim")

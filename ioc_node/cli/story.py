@@ -50,11 +50,16 @@ class Story:
     """All tasks that were heard of, in the order in which they were."""
 
     chapters: dict[bytes, Chapter] = field(default_factory=dict)
+    state: str = "QUEUED"
+    """Of the workflow, where it is one."""
 
     def tell(self, news: api.TaskNews) -> str:
         """Take in one event; returns the line that a person reads in a log of it ("" where there is none)."""
-        chapter = self.chapters.setdefault(news.task, Chapter(news.task, news.name))
         event = news.event
+        if not news.name:  # of the workflow itself
+            self.state = event.state if event.change == "state" else self.state
+            return ""
+        chapter = self.chapters.setdefault(news.task, Chapter(news.task, news.name))
         chapter.place = news.place or chapter.place
         chapter.attempt = max(chapter.attempt, news.attempt)
         if event.change == "state":
@@ -76,6 +81,7 @@ class Story:
         chapters = list(self.chapters.values())
         if len(chapters) > LIVE_ROWS_MAX:
             going = [chapter for chapter in chapters if chapter.state not in ENDED]
+            going.sort(key=lambda chapter: chapter.state == "QUEUED")
             ended = [chapter for chapter in chapters if chapter.state in ENDED]
             chapters = (ended[len(ended) - max(0, LIVE_ROWS_MAX - len(going)) :] + going)[:LIVE_ROWS_MAX]
         made = table("task", "state", "progress", "place", fold=("place",))
@@ -101,7 +107,7 @@ def line_of(news: api.TaskNews, chapter: Chapter) -> str:
     """One event as one line; progress has none, it would be too many."""
     event = news.event
     if event.change == "log":
-        mark = "!" if event.stream == "stderr" else "|"
+        mark = {"stdout": "|", "stderr": "!"}.get(event.stream, "-")  # else it is a node that says something
         return f"{chapter.name} {mark} {event.text.rstrip()}"
     if event.change == "state":
         where = f" at {chapter.place}" if chapter.place and event.state == "INITIALIZING" else ""
@@ -145,37 +151,36 @@ def news_facts(news: api.TaskNews) -> dict[str, Any]:
 
 
 @contextmanager
-def live_story(console: Console, story: Story) -> "Iterator[Screen]":
+def live_story(console: Console, story: Story, *, logs: bool = True) -> "Iterator[Screen]":
     """Show a story while it is told: live where the console is a terminal, else line by line."""
     if not console.is_terminal:
-        yield Screen(console, story, None)
+        yield Screen(console, story, None, logs)
         return
-    with Live(story.render(), console=console, refresh_per_second=8, transient=True) as live:
-        yield Screen(console, story, live)
+    with Live(get_renderable=story.render, console=console, refresh_per_second=8, transient=True) as live:
+        yield Screen(console, story, live, logs)
 
 
 class Screen:
     """Where a story is shown. Made by `live_story`."""
 
-    def __init__(self, console: Console, story: Story, live: Live | None) -> None:
+    def __init__(self, console: Console, story: Story, live: Live | None, logs: bool) -> None:
         self._console = console
         self._story = story
         self._live = live
+        self._logs = logs
 
     def tell(self, news: api.TaskNews) -> None:
         """Take in one event and show it."""
         line = self._story.tell(news)
-        if line and (self._live is None or news.event.change == "log"):
+        if line and (self._live is None or (self._logs and news.event.change == "log")):
             self._console.print(plain(line), soft_wrap=True)
-        if self._live is not None:
-            self._live.update(self._story.render())
 
 
-async def follow_on(console: Console, node: RemoteNode, task: bytes, *, follow: bool = True) -> Story:
-    """Show the story of a task or workflow on `console` until it has ended."""
+async def follow_on(console: Console, node: RemoteNode, task: bytes, *, logs: bool = True) -> Story:
+    """Show the story of a task or workflow on `console` until it has ended; on a terminal `logs` may be left out."""
     story = Story()
-    with live_story(console, story) as screen:
-        async with node.follow(task, follow=follow) as news:
+    with live_story(console, story, logs=logs) as screen:
+        async with node.follow(task) as news:
             async for one in news:
                 screen.tell(one)
     return story

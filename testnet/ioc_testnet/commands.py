@@ -90,7 +90,8 @@ async def _ask_joined(node: TestnetNode, joined: dict[str, str]) -> None:
         except (NodeError, WireError) as error:
             joined[node.name] = str(error)
         else:
-            joined[node.name] = "joined" if status.joined else status.bootstrap or "joining"
+            entered = status.joined or not node.saved.bootstrap  # else it is the one that others come to
+            joined[node.name] = "joined" if entered else status.bootstrap or "joining"
 
 
 def run_kill(folder: Path | None, name: str, *, as_json: bool) -> int:

@@ -225,7 +225,7 @@ class Demo:
             began = time.monotonic()
             workflow = await client.submit(spec)
             if self.console.is_terminal:
-                await follow_on(self.console, client, workflow)
+                await follow_on(self.console, client, workflow, logs=False)
             else:
                 await view.follow_briefly(self.console, client, workflow)
             ended = await client.result(workflow, folder=net.folder / "result")
@@ -256,7 +256,7 @@ class Demo:
     async def _show_receipts(self, client: RemoteNode) -> None:
         with self._doing("Receipts", "Measured and signed by the provider, countersigned by the consumer."):
             found = await client.receipts(verify=True)
-            render_receipts(self.console, found)
+            render_receipts(self.console, found, shown=view.ROWS_SHOWN)
         self.facts["receipts_verified"] = sum(not row.fault for row in found.rows)
         bad = [row.fault for row in found.rows if row.fault]
         if bad or len(found.rows) < self.facts["tasks_complete"]:

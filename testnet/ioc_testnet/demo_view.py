@@ -22,7 +22,7 @@ from ioc_wire.signed import verify
 from ioc_wire.tasks import ENDED
 
 ROLES: Final = ("national", "regional", "industry", "provider", "consumer")
-TRANSFERS_SHOWN: Final = 12
+ROWS_SHOWN: Final = 12
 
 
 @contextmanager
@@ -98,8 +98,8 @@ async def follow_briefly(console: Console, node: RemoteNode, workflow: bytes) ->
     async with node.follow(workflow) as news:
         async for one in news:
             story.tell(one)
-            chapter = story.chapters[one.task]
-            if one.event.change == "state" and one.event.state in ENDED and chapter.name:
+            chapter = story.chapters.get(one.task)
+            if chapter is not None and one.event.change == "state" and one.event.state in ENDED:
                 line = f"{story.ended:3d} {chapter.name}: {chapter.state} at {chapter.place or '-'}"
                 console.print(plain(line), soft_wrap=True)
     return story
@@ -114,7 +114,7 @@ def render_transfers(
         "blob", "from", "to", "size", "speed", "transport", right=("size", "speed"), fold=("transport",)
     )
     moved = sorted((pair for pair in rows if pair[1].bytes_moved), key=lambda pair: -pair[1].bytes_moved)
-    for node, row in moved[:TRANSFERS_SHOWN]:
+    for node, row in moved[:ROWS_SHOWN]:
         made.add_row(
             format_blob_id(row.blob)[:10],
             names.get(row.holder, short(row.holder)),
@@ -127,7 +127,7 @@ def render_transfers(
         console.print(made)
     total = sum(row.bytes_moved for _, row in moved)
     seconds = sum(row.seconds for _, row in moved)
-    more = f"; the {TRANSFERS_SHOWN} largest are shown" if len(moved) > TRANSFERS_SHOWN else ""
+    more = f"; the {ROWS_SHOWN} largest are shown" if len(moved) > ROWS_SHOWN else ""
     console.print(
         f"{len(moved)} transfers, {size_text(total)}, {speed_text(total, seconds)} on average{more}"
     )
@@ -139,12 +139,15 @@ def render_transfers(
 def render_tasks(console: Console, rows: Sequence[api.TaskRow]) -> None:
     """Every task with state and place, and how many ran where."""
     made = table("task", "state", "place", "took", right=("took",), fold=("place",))
-    for row in sorted(rows, key=lambda row: (row.name == "join", row.name)):
+    ordered = sorted(rows, key=lambda row: (row.name != "join", row.state == "COMPLETE", row.name))
+    for row in ordered[: 2 * ROWS_SHOWN]:
         took = span_text((row.ended_ms - row.submitted_ms) / 1000) if row.ended_ms else "-"
         made.add_row(
             plain(row.name), state_text(row.state, row.attempt), plain(row.place or row.reason), took
         )
     console.print(made)
+    if len(rows) > 2 * ROWS_SHOWN:
+        console.print(f"… and {len(rows) - 2 * ROWS_SHOWN} more", style="dim")
     places = [row.place for row in rows if row.place]
     for place in sorted(set(places)):
         console.print(plain(f"  {places.count(place):3d} at {place}"), style="dim")

@@ -140,7 +140,8 @@ class Testnet:
             raise failures[0]
 
     async def wait_joined(self, *, joined: Callable[[TestnetNode], None] = lambda node: None) -> None:
-        """Until every node with a bootstrap peer has joined and every core node's catalogue holds all identifiers.
+        """Until every node with a bootstrap peer has joined, every core node's catalogue holds all identifiers, and a
+        consumer (or else the last node) can resolve each of them.
 
         Raises `PeerUnreachable` naming the first that has not within a minute, `NodeError` for one that ended.
         """
@@ -149,6 +150,7 @@ class Testnet:
             for node in sorted(self, key=lambda node: node.role in CORE_ROLES):
                 await self._wait_joined_one(node, expected)
                 joined(node)
+            await self._wait_resolvable()
         if patience.cancelled_caught:
             raise PeerUnreachable(
                 f"the nodes have not joined within {JOIN_SECONDS_MAX:.0f} s: see {self.folder}"
@@ -164,6 +166,17 @@ class Testnet:
                 await trio.sleep(POLL_SECONDS)
                 if not node.alive:
                     raise NodeError(f"{node.name} has ended: {node.words()}")
+
+    async def _wait_resolvable(self) -> None:
+        asker = next(iter(self.with_role("consumer")), list(self)[-1])
+        left = [identifier for node in self for identifier in node.saved.identifiers]
+        async with asker.client() as client:
+            while left:
+                try:
+                    await client.resolve(left[-1])
+                    left.pop()
+                except WireError:  # not found: servers are still getting to know each other
+                    await trio.sleep(POLL_SECONDS)
 
     async def wait_offered(self, count: int, asked: str) -> None:
         """Until node `asked` is offered `count` resources for the smallest demand."""

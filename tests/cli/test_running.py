@@ -32,7 +32,7 @@ def test_status_and_peers(cli: Cli, home: Path) -> None:
     assert (facts["role"], facts["network"]) == ("consumer", "testnet-small")
     assert facts["joined"] > 0
     assert facts["node_id"] in cli.text(home, "status")
-    assert len(cli.json(home, "peers")["peers"]) == 3
+    assert any(peer["linked"] and peer["in_table"] for peer in cli.json(home, "peers")["peers"])
     assert "regional" in cli.text(home, "peers")
 
 
