@@ -1,5 +1,7 @@
 """What `ioc-testnet up`, `down`, `status`, `kill` and `start` do."""
 
+import shutil
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -174,18 +176,27 @@ def render_nodes(console: Console, net: Testnet, joined: dict[str, str] | None =
 def print_usage(console: Console, net: Testnet, *, detached: bool) -> None:
     """Exact commands to go on with."""
     consumer = next(iter(net.with_role("consumer")), next(iter(net)))
-    node = f"ioc-node --home {consumer.home}"
+    node = f"{program_name('ioc-node')} --home {consumer.home}"
+    testnet = program_name("ioc-testnet")
     lines = [f"{node} status", f"{node} peers"]
     lines += [f"{node} resolve {identifier}" for identifier in _identifiers(net)[-1:]]
     lines += [f"{node} find --cores 2 --runtime wasm", f"{node} tasks", f"{node} receipts --verify"]
     if detached:
         custom = "" if net.folder == default_folder() else f" --dir {net.folder}"
-        lines += [f"ioc-testnet status{custom}", f"ioc-testnet down{custom}"]
+        lines += [f"{testnet} status{custom}", f"{testnet} down{custom}"]
     console.print("try:")
     for line in lines:
         console.print(plain(f"  {line}"), soft_wrap=True)
     if not detached:
         console.print("Ctrl-C ends it.")
+
+
+def program_name(name: str) -> str:
+    """How this shell would call the program: by its name where it is on the PATH, else by the path beside Python."""
+    beside = Path(sys.executable).parent / name
+    if shutil.which(name) or not beside.exists():
+        return name
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 
 
 def _identifiers(net: Testnet) -> list[str]:

@@ -182,6 +182,13 @@ def test_up_refuses_a_network_file_that_was_tampered_with(home: Path) -> None:
     up_refused(home, "network.toml", "signed by 0")
 
 
+def test_up_keeps_a_corrupt_database_aside(home: Path) -> None:
+    garbage = b"not a database at all" * 1000
+    (home / "node.db").write_bytes(garbage)
+    up_refused(home, "node.db")
+    assert garbage in [path.read_bytes() for path in home.glob("node.db*")]
+
+
 def test_up_without_a_home(tmp_path: Path) -> None:
     up_refused(tmp_path / "nothing", "does not exist", "init")
 
