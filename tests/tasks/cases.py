@@ -79,6 +79,7 @@ class Town:
         self.contacts: dict[str, Contact] = {}
         self.removals: tuple[Removal, ...] = ()
         self.asked = 0
+        self._bulk_ports: dict[str, int] = {}
 
     async def find(self, demand: Demand, policy: str) -> OffersFound:
         self.asked += 1
@@ -112,7 +113,10 @@ class Town:
         async with AsyncExitStack() as stack:
             node.store = stack.enter_context(open_store(home / "node.db"))
             blobs = BlobStore(home / "blobs")
-            bulk = await stack.enter_async_context(open_bulk(blobs, node.key))
+            # Reopened on the port that it had, as a node is: those who fetch from it find it again.
+            bulk_port = self._bulk_ports.get(name, 0)
+            bulk = await stack.enter_async_context(open_bulk(blobs, node.key, port=bulk_port))
+            self._bulk_ports[name] = bulk.port
             handlers = Handlers()
             capacities = {} if capacity is None else {cid_of(name): capacity}
             node.ledger = Ledger(node.store)
