@@ -1,26 +1,21 @@
 """What a whole node makes of bad input: one clear line, nothing lost, and it goes on serving."""
 
-import os
 import random
 import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from subprocess import PIPE
 
-import msgspec
 import pytest
 import trio
 import trio.lowlevel
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import ioc_node
-from ioc_node.bulk.endpoint import open_channel
-from ioc_node.bulk.engines import load_engine
 from ioc_node.config import BulkConfig
 from ioc_node.errors import (
     ConfigError,
@@ -28,33 +23,16 @@ from ioc_node.errors import (
     KeyFileUnsafe,
     RequestRefused,
     StorageFull,
-    TaskFailed,
 )
 from ioc_node.runtime.keys import create_key
-from ioc_node.runtime.link_transport import RESOURCE, TransportBroken, WebSocketTransport, run_websocket
-from ioc_node.runtime.tls import client_context
 from ioc_node.tasks.definition import BLOB
 from ioc_wire.bulk import format_blob_id
-from ioc_wire.errors import BlobCorrupt, WireError
+from ioc_wire.errors import (
+    BlobCorrupt,
+)
 from ioc_wire.tasks import Input, Output, Resources
 from tests.node.conftest import MakeHome
-
-HELLO = Path(__file__).parents[2] / "examples" / "hello.toml"
-MIB = 1 << 20
-UPGRADE = (
-    f"GET {RESOURCE} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-).encode()
-MEMORY_GROWTH_MIB_MAX = 64
-"""What garbage may add to a process that holds the node and those who throw it."""
-
-
-def one_line(error: BaseException) -> str:
-    line = str(error)
-    assert line
-    assert "\n" not in line
-    return line
-
+from tests.node.three_nodes import HELLO, MIB, changed, failed, one_line, open_three
 
 # -- a home that cannot be used: `ioc-node up` as a process
 
@@ -169,49 +147,8 @@ async def test_bad_key_files_are_left_as_they_are(make_home: MakeHome) -> None:
 # -- tasks and blobs between three nodes
 
 
-class Trio:
-    """A core node, a provider and a consumer that know each other."""
-
-    def __init__(self, core: ioc_node.Node, provider: ioc_node.Node, consumer: ioc_node.Node) -> None:
-        self.core = core
-        self.provider = provider
-        self.consumer = consumer
-
-
-@asynccontextmanager
-async def open_trio(make_home: MakeHome, **consumer: object) -> AsyncIterator[Trio]:
-    core_config = make_home("core", "regional")
-    first = (f"127.0.0.1:{core_config.port}",)
-    async with AsyncExitStack() as stack:
-        core = await stack.enter_async_context(ioc_node.open_node(core_config))
-        provider = await stack.enter_async_context(
-            ioc_node.open_node(make_home("provider", "provider", bootstrap=first))
-        )
-        node = await stack.enter_async_context(
-            ioc_node.open_node(make_home("consumer", "consumer", bootstrap=first, **consumer))
-        )
-        with trio.fail_after(10):
-            await node.wait_joined()
-            assert provider.provider is not None
-            await provider.provider.home.wait_published()
-            while not (await node.find(ioc_node.Demand(cores=1, runtimes="wasm"))).found.offers:
-                await trio.sleep(0.05)
-        yield Trio(core, provider, node)
-
-
-async def failed(node: ioc_node.Node, spec: ioc_node.TaskSpec, *, seconds: float = 5) -> str:
-    task = await node.submit(spec)
-    with trio.fail_after(seconds), pytest.raises(TaskFailed) as caught:
-        await task.result()
-    return one_line(caught.value)
-
-
-def changed(spec: ioc_node.TaskSpec, **fields: object) -> ioc_node.TaskSpec:
-    return ioc_node.TaskSpec.of(msgspec.structs.replace(spec.definition, **fields), folder=spec.folder)
-
-
 async def test_bad_tasks_end_with_one_line_and_good_ones_go_on(make_home: MakeHome, tmp_path: Path) -> None:
-    async with open_trio(make_home) as nodes:
+    async with open_three(make_home) as nodes:
         node, good = nodes.consumer, ioc_node.TaskSpec.load(HELLO)
 
         wrong = tmp_path / "wrong.toml"
@@ -263,7 +200,7 @@ async def test_a_disk_that_fills_up_while_blobs_arrive(make_home: MakeHome, tmp_
     """A blob fetched by hand, and the input of a task staged on a provider; once there is room both work."""
     data = random.Random(2).randbytes(12 * MIB)
     (tmp_path / "big").write_bytes(data)
-    async with open_trio(make_home, bulk=BulkConfig(offloads=())) as nodes:
+    async with open_three(make_home, bulk=BulkConfig(offloads=())) as nodes:
         provider, node = nodes.provider, nodes.consumer
         kept = await provider.add(HELLO)
         big = await provider.add(tmp_path / "big")
@@ -298,7 +235,7 @@ async def test_a_disk_that_fills_up_while_blobs_arrive(make_home: MakeHome, tmp_
 async def test_a_bit_flipped_on_disk_reaches_nobody(make_home: MakeHome, tmp_path: Path) -> None:
     data = random.Random(4).randbytes(3 * MIB)
     (tmp_path / "file").write_bytes(data)
-    async with open_trio(make_home) as nodes:
+    async with open_three(make_home) as nodes:
         holder, node = nodes.provider, nodes.consumer
         added = await holder.add(tmp_path / "file")
         flip_a_bit(holder.bulk.store.path(added.blob))
@@ -326,149 +263,3 @@ def flip_a_bit(path: Path) -> None:
         byte = file.read(1)[0]
         file.seek(MIB + 7)
         file.write(bytes([byte ^ 0x10]))
-
-
-# -- garbage and silence
-
-
-def resident_mib() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / MIB
-
-
-async def send_garbage(port: int, count: int, heads: tuple[bytes, ...]) -> None:
-    dice = random.Random(port)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for number in range(count):
-            head = heads[number % len(heads)]
-            sock.sendto(head + dice.randbytes(dice.choice((0, 1, 20, 180, 1180, 1300))), ("127.0.0.1", port))
-            if number % 100 == 0:
-                await trio.lowlevel.checkpoint()
-
-
-async def tls_to(port: int) -> trio.SSLStream[trio.SocketStream]:
-    tls = trio.SSLStream(
-        await trio.open_tcp_stream("127.0.0.1", port), client_context(), https_compatible=True
-    )
-    await tls.do_handshake()
-    return tls
-
-
-async def flood_links(port: int) -> None:
-    dice = random.Random(5)
-    for number in range(100):
-        stream = await trio.open_tcp_stream("127.0.0.1", port)
-        await stream.send_all(
-            (b"", b"\x16\x03\x01\x00\xff", b"GET / HTTP/1.1\r\n")[number % 3] + dice.randbytes(300)
-        )
-        await stream.aclose()
-    for number in range(30):
-        tls = await tls_to(port)
-        await tls.send_all((UPGRADE if number % 2 else b"") + dice.randbytes(300))
-        await tls.aclose()
-
-
-async def throw_frames(port: int, connections: int, frames: int) -> None:
-    """Well-formed WebSocket frames full of garbage, many at once, so that each is there before the first is judged."""
-    dice = random.Random(6)
-    for _ in range(connections):
-        tls = await tls_to(port)
-        thrown = bytearray(UPGRADE)
-        for _ in range(frames):
-            payload = dice.randbytes(dice.randrange(1, 125))
-            thrown += bytes((0x82, 0x80 | len(payload))) + bytes(4) + payload  # masked with zeros
-        await tls.send_all(thrown)
-        await trio.aclose_forcefully(tls)
-
-
-async def test_garbage_by_the_ten_thousand_changes_nothing(make_home: MakeHome) -> None:
-    async with open_trio(make_home) as nodes:
-        core, node = nodes.core, nodes.consumer
-        assert nodes.provider.provider is not None
-        (host,) = nodes.provider.provider.registrar.resources
-        before = resident_mib()
-        port = core.config.port
-        with trio.fail_after(20):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(
-                    send_garbage, port, 20_000, (b"", b"\1", b"\2", b"\3", b"\4", b"\5", b"\6")
-                )
-                nursery.start_soon(
-                    send_garbage,
-                    port + 1,
-                    20_000,
-                    (b"", b"\xc0\0\0\0\1\x08", b"\x40", b"\xc0\x1a\x2a\x3a\x4a\x08"),
-                )
-                nursery.start_soon(flood_links, port)
-                nursery.start_soon(throw_frames, port, 100, 100)
-        grown = resident_mib() - before
-        print(f"40,000 datagrams and 10,000 frames of garbage: {grown:+.1f} MiB")  # noqa: T201 - a figure to see
-        assert grown < MEMORY_GROWTH_MIB_MAX
-        with trio.fail_after(3):
-            assert (await node.resolve(host.cid)).record.key == nodes.provider.identity.public_key
-            assert (await node.find(ioc_node.Demand(cores=1))).found.offers
-            task = await node.submit(ioc_node.TaskSpec.load(HELLO))
-            await task.result()
-        assert core.bulk.connections == 0
-        assert len(core.links.links) == 2
-
-
-async def test_peers_that_say_nothing_cost_a_place_for_some_seconds(
-    make_home: MakeHome, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After TCP, TLS, the WebSocket, the QUIC handshake: each is dropped, and meanwhile others are served."""
-    monkeypatch.setattr("ioc_node.bulk.serving.CLAIM_SECONDS", 1.0)
-    async with open_trio(make_home) as nodes, trio.open_nursery() as nursery:
-        core, port = nodes.core, nodes.core.config.port
-        ended: list[str] = []
-
-        async def silent_tcp() -> None:
-            stream = await trio.open_tcp_stream("127.0.0.1", port)
-            async with stream:
-                assert await stream.receive_some() == b""
-            ended.append("tcp")
-
-        async def silent_tls() -> None:
-            tls = await tls_to(port)
-            with suppress(trio.BrokenResourceError):  # cut without a goodbye is as good
-                assert await tls.receive_some() == b""
-            await trio.aclose_forcefully(tls)
-            ended.append("tls")
-
-        async def silent_websocket() -> None:
-            async def hear(transport: WebSocketTransport) -> None:
-                while True:
-                    await transport.receive()
-
-            with pytest.raises(TransportBroken):
-                await run_websocket(await tls_to(port), "127.0.0.1", hear)
-            ended.append("websocket")
-
-        async def silent_quic() -> None:
-            key = Ed25519PrivateKey.generate()
-            with pytest.raises((WireError, ioc_node.errors.NodeError, OSError)):
-                async with open_channel(
-                    load_engine("qh3", key),
-                    "127.0.0.1",
-                    port + 1,
-                    core.identity.public_key,
-                    received_bytes_max=MIB,
-                ) as channel:
-                    await channel.receive_exactly(1)
-            ended.append("quic")
-
-        for _ in range(10):
-            for each in (silent_tcp, silent_tls, silent_websocket, silent_quic):
-                nursery.start_soon(each)
-        await trio.sleep(0.5)
-        with trio.fail_after(2):
-            assert (await nodes.consumer.find(ioc_node.Demand(cores=1))).found.offers
-            async with ioc_node.open_node(
-                make_home("late", "consumer", bootstrap=(f"127.0.0.1:{port}",))
-            ) as late:
-                await late.wait_joined()
-        with trio.fail_after(7):
-            while len(ended) < 40:
-                await trio.sleep(0.05)
-        assert core.bulk.connections == 0
-        assert not core.links._half_open
