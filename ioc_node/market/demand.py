@@ -154,7 +154,7 @@ def _mib(name: str, value: int | str) -> int:
 def _seconds(name: str, value: int | str) -> int:
     if isinstance(value, str):
         number, unit = (value[:-1], value[-1:]) if value[-1:] in _SECONDS else (value, "s")
-        if not number.isdigit():
+        if not number.isdecimal():
             raise UsageError(f"{name}: {value!r} is no duration such as 90, 90s, 15m, 2h or 1d")
         value = int(number) * _SECONDS[unit]
     if not 1 <= value <= 30 * 86400:
