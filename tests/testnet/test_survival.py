@@ -13,6 +13,7 @@ from ioc_node.errors import NodeError
 from ioc_node.tasks.definition import TaskSpec
 from ioc_testnet.network import Testnet, open_testnet
 from ioc_testnet.programs import program_path
+from ioc_testnet.topology import NodePlan, Topology
 from ioc_wire.metering import verify_receipt
 from ioc_wire.tasks import ENDED
 from tests.testnet.command import processes_in
@@ -94,16 +95,28 @@ async def test_a_node_whose_bootstrap_peers_are_down_says_so_and_joins_when_one_
             assert now.bootstrap != before.bootstrap
 
 
-async def test_known_peers_survive_a_restart() -> None:
-    async with short_testnet() as net:
-        await net.wait_joined()
-        provider = net["provider-2"]
-        await provider.stop()
-        await net["regional-1"].stop()  # its only bootstrap peer; provider-1 is a DHT server too
-        await provider.start()
-        async with provider.client() as node:
-            while not (await node.status()).servers_known:
-                await trio.sleep(0.05)
+async def test_a_core_node_that_was_learnt_of_survives_a_restart() -> None:
+    pair = Topology(
+        name="pair",
+        nodes=(
+            NodePlan(name="regional-1", role="regional", prefix="cn.r3301"),
+            NodePlan(name="regional-2", role="regional", prefix="cn.r1101"),
+            NodePlan(name="consumer-1", role="consumer", prefix="cn.r3301", under="regional-1"),
+        ),
+    )
+    with tempfile.TemporaryDirectory(prefix="ioc-t-") as temp, trio.fail_after(SECONDS_MAX):
+        async with open_testnet(pair, folder=Path(temp) / "net") as net:
+            await net.wait_joined()
+            consumer = net["consumer-1"]
+            async with consumer.client() as node:
+                while len(await node.peers()) < 2:
+                    await trio.sleep(0.05)
+            await consumer.stop()
+            await net["regional-1"].stop()  # its only bootstrap peer
+            await consumer.start()
+            async with consumer.client() as node:
+                while not (await node.status()).joined:
+                    await trio.sleep(0.05)
 
 
 async def test_a_network_that_fails_to_start_leaves_nothing() -> None:
