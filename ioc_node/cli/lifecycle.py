@@ -1,5 +1,6 @@
 """`up`: run a node until it is told to stop, by a signal, over the control socket, or by the end of its parent."""
 
+import gc
 import json
 import os
 import signal
@@ -50,30 +51,50 @@ def up(
 async def _up(
     config: NodeConfig, bootstrap: tuple[str, ...], ready_fd: int | None, parent_fd: int | None, as_json: bool
 ) -> None:
+    stop = Stop()
     async with trio.open_nursery() as nursery:
+        stop.scope = nursery.cancel_scope
         # The signals are ours before anything is opened, so that an early Ctrl-C ends in order too.
-        await nursery.start(_cancel_on_signal, nursery.cancel_scope)
+        await nursery.start(_stop_on_signal, stop)
         if parent_fd is not None:
-            nursery.start_soon(_cancel_on_end, parent_fd, nursery.cancel_scope)
+            nursery.start_soon(_stop_on_end, parent_fd, stop)
         async with open_node(config, bootstrap=bootstrap) as node:
+            stop.node = node
+            # What lives as long as the node need not be looked at by every full collection.
+            gc.collect()
+            gc.freeze()
             _say_ready(node, ready_fd, as_json)
             await node.stop_wanted.wait()
-            log.info("stopping", reason="asked to")
+            log.info("stopping")
+            stop.node = None
         nursery.cancel_scope.cancel()
 
 
-async def _cancel_on_signal(
-    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+class Stop:
+    """How the end is asked for: in order once the node is up, at once before that or when asked a second time."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.node: Node | None = None
+
+    def ask(self) -> None:
+        if self.node is not None and not self.node.stop_wanted.is_set():
+            self.node.stop_wanted.set()
+        else:
+            self.scope.cancel()
+
+
+async def _stop_on_signal(
+    stop: Stop, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     with trio.open_signal_receiver(*STOP_SIGNALS) as received:
         task_status.started()
         async for number in received:
-            log.info("stopping", signal=signal.Signals(number).name)
-            scope.cancel()
-            return
+            log.info("stop_asked", signal=signal.Signals(number).name)
+            stop.ask()
 
 
-async def _cancel_on_end(descriptor: int, scope: trio.CancelScope) -> None:
+async def _stop_on_end(descriptor: int, stop: Stop) -> None:
     try:
         stream = trio.lowlevel.FdStream(descriptor)
     except OSError as error:
@@ -81,8 +102,8 @@ async def _cancel_on_end(descriptor: int, scope: trio.CancelScope) -> None:
     async with stream:
         while await stream.receive_some(64):
             pass
-    log.info("stopping", reason="the parent process has gone")
-    scope.cancel()
+    log.info("stop_asked", reason="the parent process has gone")
+    stop.ask()
 
 
 def _say_ready(node: Node, ready_fd: int | None, as_json: bool) -> None:

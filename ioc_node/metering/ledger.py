@@ -118,9 +118,10 @@ class Ledger:
         )
         return Totals(*sums)
 
-    def verify_all(self) -> list[Checked]:
-        """Every receipt with both its signatures checked again, oldest first."""
-        return [_check(id, data, columns) for id, data, columns in self._all()]
+    def verify_all(self) -> Iterator[Checked]:
+        """Every receipt with both its signatures checked again, oldest first. One takes about 0.5 ms: whoever
+        goes through them on an event loop lets others in between."""
+        return (_check(id, data, columns) for id, data, columns in self._all())
 
     def _all(self) -> Iterator[tuple[bytes, bytes, tuple[int, ...]]]:
         last: tuple[int, bytes] = (-1, b"")

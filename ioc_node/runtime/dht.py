@@ -42,6 +42,8 @@ REFRESH_SECONDS: Final = 22 * 3600
 REFRESH_SECONDS_FIRST: Final = 60
 """The first refresh comes early: the table may not have been full when a record was first stored."""
 REFRESH_SECONDS_FAILED: Final = 15
+GROWN_SECONDS: Final = 0.5
+"""How long new servers are gathered before young records are stored again."""
 PUBLISHED_MAX: Final = 1 << 20
 CLOCK_SECONDS: Final = 60
 CHANGES_MAX: Final = 4096
@@ -79,6 +81,8 @@ class Dht:
         self._numbers = itertools.count()
         self._waiting: dict[int, tuple[trio.Event, list[Any]]] = {}
         self._published: dict[str, tuple[Resign, float, float]] = {}
+        self._young: set[str] = set()
+        """Published, but not yet for a second time."""
         self._publish_sooner = trio.Event()
         self._driver: Driver[Any, Any]
         self._restoring = False
@@ -162,11 +166,13 @@ class Dht:
         if cid not in self._published and len(self._published) >= PUBLISHED_MAX:
             raise NodeError(f"{PUBLISHED_MAX} identifiers are published here: no more fit")
         self._published[cid] = (resign, trio.current_time(), REFRESH_SECONDS_FIRST)
+        self._young.add(cid)
         self._publish_sooner.set()
 
     def withdraw(self, cid: str) -> None:
         """Stop refreshing a record; it expires by itself."""
         self._published.pop(cid, None)
+        self._young.discard(cid)
 
     def counters(self) -> dict[str, int]:
         """What happened so far; the names are stable."""
@@ -214,6 +220,8 @@ class Dht:
                 pass  # nobody keeps records here
         elif isinstance(effect, (events.PeerVerified, events.PeerLost)):
             name = "server_known" if isinstance(effect, events.PeerVerified) else "server_lost"
+            if isinstance(effect, events.PeerVerified):
+                self._publish_young()
             _log.debug(name, node=format_node_id(effect.contact.node_id), address=effect.contact.address)
 
     async def _watch_clock(self) -> None:
@@ -221,6 +229,15 @@ class Dht:
         while True:
             await trio.sleep(CLOCK_SECONDS)
             self._driver.feed(events.ClockRead(time.time()))
+
+    def _publish_young(self) -> None:
+        """A server came: what was stored a moment ago, with fewer servers known, may belong there too."""
+        soon = trio.current_time() + GROWN_SECONDS
+        for cid in self._young:
+            resign, due, _ = self._published[cid]
+            self._published[cid] = (resign, min(due, soon), REFRESH_SECONDS_FIRST)
+        if self._young:
+            self._publish_sooner.set()
 
     async def _refresh(self) -> None:
         """Store what is published again when it is due, in order of key."""
@@ -251,6 +268,8 @@ class Dht:
             seconds = interval if stored else REFRESH_SECONDS_FAILED
             following = REFRESH_SECONDS if stored else interval
             self._published[cid] = (resign, trio.current_time() + seconds, following)
+            if stored and interval == REFRESH_SECONDS:
+                self._young.discard(cid)
 
     async def _restore(self, keeper: RecordKeeper) -> None:
         records = iter(keeper.load())

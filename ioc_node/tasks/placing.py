@@ -16,6 +16,7 @@ import trio
 from ioc_node.errors import PeerUnreachable
 from ioc_node.market.leases import cores_milli_of
 from ioc_node.market.policies import Context, Outstanding, load_policy
+from ioc_node.market.pricing import format_micro
 from ioc_node.tasks.exchange import Connect, Find
 from ioc_node.tasks.journal import AttemptRow, Journal
 from ioc_node.tasks.live import LiveTask
@@ -170,7 +171,9 @@ class Placing:
             raise LeaseRefused("it is this node itself")
         budget = task.definition.budget_micro
         if budget is not None and offer.price_micro > budget:
-            raise LeaseRefused(f"it may cost {offer.price_micro}, the budget is {budget}")
+            raise LeaseRefused(
+                f"it may cost {format_micro(offer.price_micro)}, the budget is {format_micro(budget)}"
+            )
         link = await self._connect(offer.provider)
         attempt = task.attempt + 1
         price_max = task.definition.constraints.price_micro_max
@@ -180,13 +183,13 @@ class Placing:
         wall_ms = task.definition.limits.wall_seconds * 1000
         if budget is not None and cost_of(lease.cores_milli * wall_ms // 1000, lease.price_micro) > budget:
             raise LeaseRefused(
-                f"at {lease.price_micro} per core-hour it may cost more than the budget of {budget}"
+                f"at {format_micro(lease.price_micro)} per core-hour it may cost more than {format_micro(budget)}"
             )
         self._journal.add_attempt(offer.provider, granted.lease, lease)
         self._recent.append((trio.current_time(), cid, lease.cores_milli))
         task.attempt = attempt
         task.place = cid
-        task.note(f"attempt {attempt} leased at {cid}, {lease.price_micro} per core-hour")
+        task.note(f"attempt {attempt} leased at {cid}, {format_micro(lease.price_micro)} per core-hour")
         return AttemptRow(task.id, attempt, offer.provider, granted.lease, lease, "leased")
 
 
@@ -208,7 +211,8 @@ def check_lease(signed: Signed, request: ReserveLease, provider: bytes, consumer
         raise LeaseRefused("the lease promises less than was asked for")
     if request.price_micro_max is not None and lease.price_micro > request.price_micro_max:
         raise LeaseRefused(
-            f"a core-hour costs {lease.price_micro}, at most {request.price_micro_max} is paid"
+            f"a core-hour costs {format_micro(lease.price_micro)}, "
+            f"at most {format_micro(request.price_micro_max)} is paid"
         )
     if lease.expires <= time.time():
         raise LeaseRefused("the lease has expired already")

@@ -81,9 +81,8 @@ class Running:
 
     def fetched(self, blob: bytes, moved: TransferReport) -> None:
         """An input arrived."""
-        text = (
-            f"{format_blob_id(blob)}: {moved.bytes_moved} bytes at {moved.mb_s:.0f} MB/s by {moved.transport}"
-        )
+        took_ms = f"{moved.seconds * 1000:.0f} ms"
+        text = f"{format_blob_id(blob)}: {moved.bytes_moved} bytes in {took_ms} by {moved.transport}"
         self._tell(change="transfer", text=f"{text} ({moved.reason})" if moved.reason else text)
 
     # -- the executor's report

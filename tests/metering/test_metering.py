@@ -162,7 +162,7 @@ def test_every_tampered_row_is_found_and_no_other(ledger: Ledger, store: Store) 
     store.execute("UPDATE receipts SET signed = x'93' WHERE id = ?", (kept[1].id,))
     store.execute("UPDATE receipts SET cost_micro = 1 WHERE id = ?", (kept[2].id,))
     store.execute("UPDATE receipts SET id = ? WHERE id = ?", (bytes(32), kept[3].id))
-    checked = ledger.verify_all()
+    checked = list(ledger.verify_all())
     assert len(checked) == 5
     assert {each.id for each in checked if each.error is None} == {kept[4].id}
     assert all(isinstance(each.error, WireError) for each in checked if each.usage is None)

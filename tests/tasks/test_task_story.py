@@ -107,7 +107,7 @@ async def test_without_any_provider_it_says_so(town: Town) -> None:
     [
         ({"resources": Resources(cores=3)}, "3000 core thousandths are asked for"),
         ({"constraints": Constraints(price_micro_max=1)}, "a core-hour costs 3600000, at most 1 is paid"),
-        ({"budget_micro": 1}, "the budget is 1"),
+        ({"budget_micro": 1}, "the budget is 0.000001"),
     ],
 )
 async def test_a_demand_that_every_offer_refuses_ends_at_once(
