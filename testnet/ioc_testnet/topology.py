@@ -1,4 +1,4 @@
-"""Topologies: which nodes a local network has. TOML files in `testnet/topologies`, or a file of one's own.
+"""Topologies: which nodes a local network has. TOML files in `topologies/` beside this, or a file of one's own.
 
 A node's `under` is the core node that delegates its prefix to it and that is its one bootstrap address; without it the
 root key delegates, and the node starts from the first core node of the file. `count` makes several of one kind: their
@@ -105,9 +105,8 @@ def check_topology(topology: Topology, source: str = "topology") -> None:
 
 
 def topologies_folder() -> Path:
-    """Where the shipped topologies lie: in the package, or beside it in a working tree."""
-    inside = Path(str(importlib.resources.files("ioc_testnet"))) / "topologies"
-    return inside if inside.is_dir() else inside.parent.parent / "topologies"
+    """Where the shipped topologies lie: in the package."""
+    return Path(str(importlib.resources.files("ioc_testnet"))) / "topologies"
 
 
 def _spelled_out(plan: NodePlan) -> Iterator[NodePlan]:
