@@ -5,21 +5,20 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 import structlog
 import trio
 
 from ioc_node.cli.common import with_home
+from ioc_node.cli.interrupts import SIGNALS, note_signals
 from ioc_node.cli.logs import configure_logs
 from ioc_node.config import NodeConfig
 from ioc_node.errors import UsageError
 from ioc_node.node import Node, open_node
 
 log = structlog.get_logger()
-
-STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @click.command()
@@ -45,17 +44,22 @@ def up(
     """Run the node of this home folder until Ctrl-C, SIGTERM, or `ioc-node` stops it. Logs go to stderr."""
     config = NodeConfig.load(home)
     configure_logs(log_level or config.log_level, log_format or config.log_format)
-    trio.run(_up, config, bootstrap, ready_fd, parent_fd, as_json)
+    trio.run(_up, config, bootstrap, ready_fd, parent_fd, as_json, note_signals())
 
 
 async def _up(
-    config: NodeConfig, bootstrap: tuple[str, ...], ready_fd: int | None, parent_fd: int | None, as_json: bool
+    config: NodeConfig,
+    bootstrap: tuple[str, ...],
+    ready_fd: int | None,
+    parent_fd: int | None,
+    as_json: bool,
+    noted: list[int],
 ) -> None:
     stop = Stop()
     async with trio.open_nursery() as nursery:
         stop.scope = nursery.cancel_scope
         # The signals are ours before anything is opened, so that an early Ctrl-C ends in order too.
-        await nursery.start(_stop_on_signal, stop)
+        await nursery.start(_stop_on_signal, stop, noted)
         if parent_fd is not None:
             nursery.start_soon(_stop_on_end, parent_fd, stop)
         async with open_node(config, bootstrap=bootstrap) as node:
@@ -85,10 +89,12 @@ class Stop:
 
 
 async def _stop_on_signal(
-    stop: Stop, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    stop: Stop, noted: list[int], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    with trio.open_signal_receiver(*STOP_SIGNALS) as received:
+    with trio.open_signal_receiver(*SIGNALS) as received:
         task_status.started()
+        if noted:  # before this receiver was open
+            stop.ask()
         async for number in received:
             log.info("stop_asked", signal=signal.Signals(number).name)
             stop.ask()
