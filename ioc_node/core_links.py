@@ -69,10 +69,16 @@ class CoreLinks:
             except (WireError, PeerUnreachable) as error:
                 _log.debug("exchange_failed", peer=link.peer.name, error=str(error))
                 return
-            for contact in known.core[:CONTACTS_MAX]:
-                if contact.key != self._links.local.public_key:
-                    self._know(contact)
-                    self._memory.hear_of(_address(contact), contact.key)
+            self.hear(link, known)
+
+    def hear(self, link: Link, known: PeersKnown) -> None:
+        """A core node names others, asked or not: remember them, also over a restart."""
+        if not is_core(link):
+            return
+        for contact in known.core[:CONTACTS_MAX]:
+            if contact.key != self._links.local.public_key:
+                self._know(contact)
+                self._memory.hear_of(_address(contact), contact.key)
 
     def _note(self, link: Link) -> None:
         if is_core(link) and (contact := contact_of(link)) is not None:

@@ -52,6 +52,7 @@ from ioc_node.tasks.handle import TaskHandle
 from ioc_node.tasks.keeper import Keeper
 from ioc_node.tasks.workflow import WorkflowHandle, Workflows
 from ioc_wire.authority import SERVER_ROLES
+from ioc_wire.gossip import PeersKnown
 from ioc_wire.identity import format_node_id
 from ioc_wire.market import Contact, Demand
 from ioc_wire.messages import NODE_CODEC
@@ -287,6 +288,8 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         )
         memory = PeerMemory(store)
         cores = CoreLinks(links, memory)
+        if core is None and provider is None:  # the others' rooms take this notice themselves
+            handlers.serve_notify(PeersKnown, cores.hear)
         finder = Finder(links, cores, core, host=host, engine=bulk.engine, offloads=bulk.offload_names)
 
         async def connect(contact: Contact) -> Link:
