@@ -1,7 +1,7 @@
 """Blobs that this node's owner shares by hand, and blobs that it asks others for.
 
 What was added here may be read by every member of the network that knows its name; the name is a 256-bit hash that
-nobody guesses. Inputs and outputs of tasks are not shared this way: their parties exchange tickets.
+nobody guesses. Inputs and outputs of tasks are not given out this way: their parties exchange tickets.
 """
 
 import time
