@@ -89,6 +89,8 @@ class Answering:
             self._trust.learn(request.chain, unix=unix)
         elif isinstance(request, wire.Announce):
             self._holders.put(request.holder, wire.verify_holder(request.holder, now=unix), unix)
+        else:
+            raise Unserved(f"{type(request).__name__} is not served here")
         return wire.Stored(request.request)
 
     def keep(self, request: wire.Put, unix: float, out: Outbox) -> None:

@@ -40,7 +40,8 @@ REFUSED   0x06 bytes 1 to 20 of the refused packet | error code (2); code 0: "I 
 Messages. `[type, request, …]` in MessagePack; `request` is chosen by the asker and echoed in the answer. An
 unknown type is answered with `Refusal` 2. A request may be repeated (its answer may have been lost): all are
 idempotent. A record does not share a datagram with its chain: it names it by `chain_hash`, and who does not
-know that chain asks for it.
+know that chain asks for it. Where a message says *record*, it is a signed `ResourceRecord` or the signed
+`Tombstone` that took its place; of two for one identifier the higher `(version, issued)` wins, whichever it is.
 """
 
 import functools
@@ -78,6 +79,8 @@ CODE_NO_SESSION: Final = 0
 PLAINTEXT_BYTES_MAX: Final = limits.DATAGRAM_BYTES_MAX - HEADER_BYTES - TAG_BYTES
 """Room for one message in a MESSAGE."""
 OPENING_BYTES_MAX: Final = limits.DATAGRAM_BYTES_MAX - HANDSHAKE_HEADER_BYTES - TAG_BYTES
+BATCH_RECORDS_MAX: Final = 16
+WATCH_SECONDS_MAX: Final = 3600
 HOLDER_BYTES_MAX: Final = 512
 HOLDER_SECONDS_MAX: Final = 48 * 3600
 
@@ -343,8 +346,66 @@ class Holders(Message, tag=16, frozen=True):
     nodes: Contacts
 
 
-Request = Ping | FindNode | GetServers | Get | Put | GetChain | PutChain | Announce | GetHolders
-Answer = Pong | Nodes | Value | Stored | Refusal | ChainValue | Holders
+class PutMany(Message, tag=17, frozen=True):
+    """Keep these records, all under one chain. Answered with `StoredMany`."""
+
+    request: Nonce
+    records: Annotated[tuple[Signed, ...], msgspec.Meta(min_length=1, max_length=BATCH_RECORDS_MAX)]
+    chain_hash: Digest | None
+
+
+class StoredMany(Message, tag=18, frozen=True):
+    """What became of each record of a `PutMany`, in its order: 0, or the code of the fault."""
+
+    request: Nonce
+    codes: Annotated[tuple[UInt, ...], msgspec.Meta(max_length=BATCH_RECORDS_MAX)]
+
+
+class Watch(Message, tag=19, frozen=True):
+    """Tell me with `Changed` when the record at `key` gets a version above `version`, from now on for so many
+    seconds; 0 ends it. Another `Watch` of the same key takes the place of the one before. Answered with
+    `Watching`; what is newer already is told at once.
+    """
+
+    request: Nonce
+    key: Digest
+    version: UInt
+    seconds: Annotated[int, msgspec.Meta(ge=0, le=WATCH_SECONDS_MAX)]
+
+
+class Watching(Message, tag=20, frozen=True):
+    """For so many seconds, which may be fewer than were asked for."""
+
+    request: Nonce
+    seconds: Annotated[int, msgspec.Meta(ge=0, le=WATCH_SECONDS_MAX)]
+
+
+class Changed(Message, tag=21, frozen=True):
+    """A newer record of a watched key: the one request that a server sends to a client. Answered with
+    `Stored`; with `Refusal` 24 by a node that does not watch it, and then the watch is forgotten.
+    """
+
+    request: Nonce
+    key: Digest
+    record: Signed
+    chain_hash: Digest | None
+
+
+Request = (
+    Ping
+    | FindNode
+    | GetServers
+    | Get
+    | Put
+    | GetChain
+    | PutChain
+    | Announce
+    | GetHolders
+    | PutMany
+    | Watch
+    | Changed
+)
+Answer = Pong | Nodes | Value | Stored | Refusal | ChainValue | Holders | StoredMany | Watching
 AnyMessage = Request | Answer
 REQUEST_TYPES: Final = frozenset(get_args(Request))
 
@@ -357,7 +418,7 @@ class _Head(msgspec.Struct, array_like=True):
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
 _encoder = msgspec.msgpack.Encoder()
 _head_decoder = msgspec.msgpack.Decoder(_Head)
-_TYPES: Final = frozenset(range(1, 17))
+_TYPES: Final = frozenset(range(1, 22))
 
 
 def decode_message(data: bytes) -> AnyMessage:

@@ -95,6 +95,9 @@ class Forked(WireError, code=26, text="two heads were signed for one sequence nu
 class RateLimited(WireError, code=27, text="too many requests"): ...
 
 
+class Withdrawn(WireError, code=28, text="identifier was withdrawn by its provider"): ...
+
+
 # 40-59: links and blobs
 class Unserved(WireError, code=40, text="this node does not serve that request"): ...
 

@@ -107,15 +107,63 @@ class ResourceRecord(SignedPayload, frozen=True):
         return (self.version, self.issued)
 
 
+class Tombstone(SignedPayload, frozen=True):
+    """The identifier was withdrawn: stands in the place of its record for as long as an older record could still
+    be about, at most 48 hours. The same order decides: a later record with a higher version ends it.
+    """
+
+    kind: ClassVar[str] = "tombstone"
+    cid: Annotated[str, msgspec.Meta(max_length=limits.CID_BYTES_MAX)]
+    version: UInt
+    issued: UInt
+    expires: UInt
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """As `ResourceRecord.order`."""
+        return (self.version, self.issued)
+
+
+NamedRecord = ResourceRecord | Tombstone
+"""What the DHT keeps under an identifier's key."""
+
+
+def verify_tombstone(signed: Signed, *, now: float) -> tuple[Tombstone, Cid]:
+    """As `verify_record`, for a tombstone; raises the same."""
+    _check_size(signed)
+    tombstone = verify(signed, Tombstone)
+    cid = parse_cid(tombstone.cid)
+    check_period(tombstone.issued, tombstone.expires, limits.RECORD_SECONDS_MAX, now, tombstone.cid)
+    return tombstone, cid
+
+
+def verify_named(signed: Signed, *, now: float) -> tuple[NamedRecord, Cid]:
+    """A record or a tombstone, told apart by the signed kind; raises as `verify_record`, and `UnknownType`."""
+    if signed.kind == Tombstone.kind:
+        return verify_tombstone(signed, now=now)
+    return verify_record(signed, now=now)
+
+
+def named_payload(signed: Signed) -> NamedRecord:
+    """The payload of what was verified before; raises `Malformed`."""
+    if signed.kind == Tombstone.kind:
+        return decode(signed.payload, Tombstone)
+    return decode(signed.payload, ResourceRecord)
+
+
+def _check_size(signed: Signed) -> None:
+    size = len(encode(signed))
+    if size > limits.RECORD_BYTES_MAX:
+        raise TooLarge(f"record of {size} bytes, at most {limits.RECORD_BYTES_MAX} are allowed")
+
+
 def verify_record(signed: Signed, *, now: float) -> tuple[ResourceRecord, Cid]:
     """Check a record's size, signature, identifier and period. Authority over the prefix is checked separately
     (`ioc_wire.authority.check_names`), because chains are verified once and cached.
 
     Raises `TooLarge`, `BadSignature`, `BadIdentifier`, `Expired`, `NotYetValid` or `Malformed`.
     """
-    size = len(encode(signed))
-    if size > limits.RECORD_BYTES_MAX:
-        raise TooLarge(f"record of {size} bytes, at most {limits.RECORD_BYTES_MAX} are allowed")
+    _check_size(signed)
     record = verify(signed, ResourceRecord)
     cid = parse_cid(record.cid)
     if record.place.city and record.place.city != cid.city:
