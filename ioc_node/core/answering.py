@@ -118,4 +118,4 @@ class Answering:
     def _nearest(self, target: bytes, count: int) -> tuple[wire.Contact, ...]:
         if count <= 0:
             return ()
-        return tuple([peer.packed for peer in self._table.nearest(int.from_bytes(target, "big"), count)])
+        return tuple([peer.packed for peer in self._table.replicas(int.from_bytes(target, "big"), count)])

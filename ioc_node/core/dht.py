@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ioc_node.core.answering import Answering
 from ioc_node.core.challenge import Address
 from ioc_node.core.chance import Chance
+from ioc_node.core.diversity import Labels
 from ioc_node.core.events import (
     AnnounceStarted,
     ClockRead,
@@ -39,7 +40,7 @@ from ioc_node.core.exchange import Exchange
 from ioc_node.core.getting import GetOperation, HoldersOperation
 from ioc_node.core.operations import FindOperation, JoinOperation, Operation, PingOperation
 from ioc_node.core.putting import AnnounceOperation, PutOperation
-from ioc_node.core.routing import FULL_TABLE_SERVERS_MAX, Contact, RoutingTable
+from ioc_node.core.routing import FULL_TABLE_SERVERS_MAX, Contact, RoutingTable, labels_of
 from ioc_node.core.session import Challenged, Failed, Lost, Opened, Outbox, Received, Session
 from ioc_node.core.sessions import Sessions
 from ioc_node.core.storage import RECORDS_MAX, RECORDS_PER_PUBLISHER_MAX, HolderStore, RecordStore
@@ -47,6 +48,8 @@ from ioc_node.core.timers import Timed, Timer, Timers
 from ioc_node.core.trust import Trust
 from ioc_node.core.upkeep import Upkeep
 from ioc_wire import dht as wire
+from ioc_wire.authority import Delegation
+from ioc_wire.codec import decode
 from ioc_wire.errors import RateLimited, UnknownType, WireError
 from ioc_wire.signed import Signed
 
@@ -67,6 +70,7 @@ class DhtMachine:
         chain: tuple[Signed, ...] = (),
         address: Address = ("", 0),
         full_max: int = FULL_TABLE_SERVERS_MAX,
+        diverse: bool = True,
         records_max: int = RECORDS_MAX,
         records_per_publisher_max: int = RECORDS_PER_PUBLISHER_MAX,
         now: float = 0.0,
@@ -75,13 +79,17 @@ class DhtMachine:
         self.trust = trust
         self.chance = chance
         self.unix_offset = unix_offset
+        self.diverse = diverse
         self.rejected = self.corrected = self.malformed = 0
         self.sessions = Sessions(
             key=key, trust=trust, chain=chain, server=server, chance=chance, unix_offset=unix_offset
         )
         self.node_id = self.sessions.node_id
         self.contact = Contact(self.node_id, address)
-        self.table = RoutingTable(self.node_id, capped=not trust.certified, full_max=full_max)
+        self._operator = decode(chain[-1].payload, Delegation).prefix if trust.certified and chain else None
+        self.table = RoutingTable(
+            self.node_id, capped=not trust.certified, diverse=diverse, full_max=full_max
+        )
         self.store = RecordStore(
             self.node_id, records_max=records_max, per_publisher_max=records_per_publisher_max
         )
@@ -146,6 +154,13 @@ class DhtMachine:
         """Run an operation from here on."""
         self.operations[operation.number] = operation
         operation.start(now, out)
+
+    def labels_of(self, contact: Contact) -> Labels:
+        """By what a server may be one owner's with others; the operator is known of those we have a session with."""
+        if not self.diverse:
+            return ()
+        operator = self._operator if contact is self.contact else self.sessions.operator(contact.node_id)
+        return labels_of(contact.address[0], operator)
 
     def confirm(self, contact: Contact, now: float, out: Outbox) -> None:
         """A server that has a session with us answered at this address."""
@@ -251,6 +266,6 @@ class DhtMachine:
             return
         contact = Contact(session.node_id, session.address)
         known = contact.node_id in self.table
-        if self.table.add(contact, now) and not known:
+        if self.table.add(contact, now, session.operator) and not known:
             out.append(PeerVerified(contact))
             self.upkeep.on_verified(contact.node_id, now)

@@ -1,14 +1,16 @@
 """Finding what others stored: one record by its identifier, or the holders of a blob.
 
-A get first asks one server, the quickest of those that should hold the record. If it does not hold it, or is
-slow, the search widens to `PARALLELISM` servers at once. The first `answers` valid records end it, the newest
-of them is the result, and servers that answered with less are corrected in the background.
+A get first asks as many servers as it wants answers from, mostly one: the quickest of those that should hold the
+record. If one of them does not hold it, or is slow, the search widens to `PARALLELISM` servers at once. The first
+`answers` valid records end it, the newest of them is the result, and servers that answered with less are corrected
+in the background. A tombstone is an answer like a record: where it is the newest, the get ends with `Withdrawn`.
 """
 
-import math
+import heapq
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from ioc_node.core.events import Fault, GetReport, GetStarted, HoldersReport, HoldersStarted
+from ioc_node.core.events import Fault, GetReport, GetStarted, HoldersReport, HoldersStarted, Hop
 from ioc_node.core.operations import Search
 from ioc_node.core.putting import correct
 from ioc_node.core.routing import Contact
@@ -17,11 +19,10 @@ from ioc_node.core.timers import Timer
 from ioc_wire import dht as wire
 from ioc_wire import limits
 from ioc_wire.cid import cid_key
-from ioc_wire.codec import decode
 from ioc_wire.dht import AnyMessage, HolderRecord
-from ioc_wire.errors import BadIdentifier, ChainUnknown, NotFound, OlderVersion, WireError
+from ioc_wire.errors import BadIdentifier, ChainUnknown, NotFound, OlderVersion, Withdrawn, WireError
 from ioc_wire.identity import base32
-from ioc_wire.records import ResourceRecord
+from ioc_wire.records import NamedRecord, Tombstone, named_payload
 from ioc_wire.signed import Signed
 
 if TYPE_CHECKING:
@@ -36,12 +37,12 @@ HOLDERS_ENOUGH: Final = 16
 
 
 class _Found:
-    """A valid record and who gave it."""
+    """A valid record or tombstone and who gave it."""
 
     __slots__ = ("chain_hash", "contact", "hop", "record", "signed")
 
     def __init__(
-        self, contact: Contact, hop: int, signed: Signed, record: ResourceRecord, chain_hash: bytes | None
+        self, contact: Contact, hop: int, signed: Signed, record: NamedRecord, chain_hash: bytes | None
     ) -> None:
         self.contact = contact
         self.hop = hop
@@ -55,8 +56,9 @@ class GetOperation(Search):
 
     def __init__(self, dht: "DhtMachine", event: GetStarted, now: float) -> None:
         self.full_view = dht.upkeep.has_full_view()
-        width = event.answers if self.full_view else limits.PARALLELISM
-        super().__init__(dht, event.operation, now, cid_key(event.cid), width)
+        super().__init__(dht, event.operation, now, cid_key(event.cid))
+        if event.trace is not None:
+            self.trace = event.trace
         self.cid = event.cid
         self.min_version = event.min_version
         self.answers = event.answers
@@ -64,7 +66,10 @@ class GetOperation(Search):
         self.found: list[_Found] = []
         self.behind: list[Contact] = []
         self.chains_awaited = 0
-        self.first: Contact | None = None
+        self.first: dict[bytes, Contact] = {}
+        """Asked outright and not heard of yet; `first_done` have answered, before there is a lookup."""
+        self.first_done: list[Contact] = []
+        self.wide = not self.full_view
         self.hedge: Timer | None = None
 
     def start(self, now: float, out: Outbox) -> None:
@@ -75,56 +80,68 @@ class GetOperation(Search):
             and held.order[0] >= self.min_version
             and self.dht.trust.stands(held.signed, held.chain_hash)
         ):
-            record = decode(held.signed.payload, ResourceRecord)
+            record = named_payload(held.signed)
             self.found.append(_Found(self.dht.contact, 0, held.signed, record, held.chain_hash))
         if len(self.found) >= self.answers:
             self.conclude(now, out)
-            return
-        if self.full_view and self.answers == 1:
-            self._ask_quickest(now, out)
+        elif self.full_view:
+            self._ask_quickest(self.answers - len(self.found), now, out)
         else:
             self.advance(now, out)
 
     def request(self, number: int) -> AnyMessage:
         return wire.Get(number, self.target, self.min_version, self.nodes_max)
 
-    def _ask_quickest(self, now: float, out: Outbox) -> None:
+    def _ask_quickest(self, count: int, now: float, out: Outbox) -> None:
+        """Ask just as many as have to answer, all at once."""
         round_trip = self.dht.exchange.round_trip
-        best, seconds = None, math.inf
-        for peer in self.dht.table.nearest(int.from_bytes(self.target, "big"), LIKELY):
+        point = int.from_bytes(self.target, "big")
+        likely: list[tuple[float, int, Contact]] = []
+        for place, peer in enumerate(self.dht.table.replicas(point, max(LIKELY, count))):
             measured = round_trip(peer.node_id)
-            if measured is None:
-                measured = HEDGE_SECONDS_UNKNOWN
-            if measured < seconds:
-                best, seconds = peer.contact, measured
-        if best is None:
-            self.advance(now, out)
+            likely.append((HEDGE_SECONDS_UNKNOWN if measured is None else measured, place, peer.contact))
+        if not likely:
+            self.widen(now, out)
             return
-        self.first = best
-        self.ask(best, self.request, self.on_first, now, out)
-        self.hedge = self.dht.after(max(HEDGE_SECONDS_MIN, 4 * seconds), self.widen, now)
+        quickest = [min(likely)] if count == 1 else heapq.nsmallest(count, likely)
+        for _, _, contact in quickest:
+            self.first[contact.node_id] = contact
+            self.ask(contact, self.request, self.on_first, now, out)
+        patience = max(HEDGE_SECONDS_MIN, 4 * quickest[-1][0])
+        self.hedge = self.dht.after(patience, self._on_slow, now)
 
     def on_first(self, contact: Contact, answer: AnyMessage | Fault, now: float, out: Outbox) -> None:
-        """The quickest answered: mostly that is all. Otherwise its answer is the first of a wide search."""
+        """One of the quickest answered: mostly that is all. Otherwise its answer is one of a wide search."""
         if self.ended:
             return
-        if isinstance(answer, wire.Value) and answer.record is not None:
+        if not self.wide and isinstance(answer, wire.Value) and answer.record is not None:
+            self.first_done.append(self.first.pop(contact.node_id))
             self.check(contact, answer.record, answer.chain_hash, now, out, may_fetch=True)
-            self.widen(now, out)
+            if not self.first and not self.chains_awaited:
+                self.widen(now, out)
         else:
             self._begin_lookup()
             self.on_answer(contact, answer, now, out)
 
     def _begin_lookup(self) -> None:
-        if self.first is not None:
-            self.lookup.ask_first(self.first)
-            self.first = None
-        self.lookup.width = limits.PARALLELISM
+        if self.wide:
+            return
+        self.wide = True
         self.nodes_max = limits.REPLICATION
+        for contact in (*self.first.values(), *self.first_done):
+            self.lookup.ask_first(contact)
+        for contact in self.first_done:
+            self.lookup.answered(contact.node_id)
+
+    def _on_slow(self, now: float, out: Outbox) -> None:
+        """The quickest are slow today."""
+        if not self.ended:
+            self.trace.hedged = now - self.began
+            self.widen(now, out)
 
     def widen(self, now: float, out: Outbox) -> None:
         """Ask more servers at once, and let them point to others."""
-        if not self.ended and not self.chains_awaited:
+        if not self.ended:
             self._begin_lookup()
             self.advance(now, out)
 
@@ -163,10 +180,8 @@ class GetOperation(Search):
         except WireError as error:
             self._reject(contact, error)
         else:
-            found = _Found(
-                contact, 1 if self.first else self.lookup.hop(contact.node_id), signed, record, chain_hash
-            )
-            self.found.append(found)
+            hop = self.lookup.hop(contact.node_id) if self.wide else 1
+            self.found.append(_Found(contact, hop, signed, record, chain_hash))
             if len(self.found) >= self.answers and not self.ended:
                 self.conclude(now, out)
 
@@ -193,7 +208,8 @@ class GetOperation(Search):
                     self.check(contact, signed, chain_hash, now, out, may_fetch=False)
             else:
                 self._reject(contact, ChainUnknown(self.cid))
-            self.advance(now, out)
+            if self.wide or not self.first:
+                self.widen(now, out)
 
         self.chains_awaited += 1
         self.ask(contact, lambda number: wire.GetChain(number, chain_hash), answered, now, out)
@@ -210,14 +226,18 @@ class GetOperation(Search):
 
     def conclude(self, now: float, out: Outbox) -> None:
         """The newest record found is the result; bring servers that had less up to date."""
-        best = max(self.found, key=lambda found: found.record.order)
+        best = max(self.found, key=_order) if len(self.found) > 1 else self.found[0]
         self.trace.ending = "stopped"
         if self.hedge is not None:
             self.hedge.cancel()
-        chain = self.dht.trust.chain(best.chain_hash) if best.chain_hash is not None else ()
         older = [found.contact for found in self.found if found.record.order < best.record.order]
         for contact in (self.behind + older)[:CORRECTIONS_MAX]:
             correct(self.dht, contact, best.signed, best.chain_hash, now, out)
+        self._note_waiting(now)
+        if isinstance(best.record, Tombstone):
+            self.finish(withdrawn(best.record), out)
+            return
+        chain = self.dht.trust.chain(best.chain_hash) if best.chain_hash is not None else ()
         report = GetReport(
             record=best.signed,
             resource=best.record,
@@ -229,6 +249,28 @@ class GetOperation(Search):
             trace=self.trace,
         )
         self.finish(report, out)
+
+    def cancel(self, now: float, out: Outbox) -> None:
+        self._note_waiting(now)
+        self.trace.ending = self.trace.ending or "cancelled"
+        super().cancel(now, out)
+
+    def _note_waiting(self, now: float) -> None:
+        """Show in the trace whom nobody waits for any more."""
+        waiting = self.lookup.waiting() if self.wide else self.first.values()
+        for contact in waiting:
+            depth = self.lookup.hop(contact.node_id) if self.wide else 1
+            self.trace.hops.append(Hop(contact, depth, now - self.began, "no answer yet"))
+
+
+def _order(found: _Found) -> tuple[int, int]:
+    return found.record.order
+
+
+def withdrawn(tombstone: Tombstone) -> Withdrawn:
+    """The fault that a verified tombstone is told by: which identifier, since when, in which version."""
+    since = datetime.fromtimestamp(tombstone.issued, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return Withdrawn(f"{tombstone.cid}, in version {tombstone.version}, on {since}")
 
 
 class HoldersOperation(Search):

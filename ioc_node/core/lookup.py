@@ -4,13 +4,17 @@ Each server of the shortlist is *heard* (not asked yet), *waiting* (asked), *que
 *unreachable*. A lookup ends *completed* when the `k` nearest that are not unreachable have all answered,
 *starved* when nobody is left to ask and nobody answered, *stopped* when its owner has what it wanted. It
 sends nothing: the owner asks `next` whom to ask.
+
+"Nearest" is meant as replicas are chosen (`diversity`): of servers with a label in common the nearest one that is
+not unreachable, and the others only where there are too few labels. So a swarm beside the target is one server.
 """
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Final, Literal
 
+from ioc_node.core.diversity import Labels, Spread, spread
 from ioc_node.core.routing import Contact
 from ioc_wire import limits
 
@@ -31,20 +35,31 @@ class State(Enum):
 class Entry:
     """A server on the shortlist; `hop` is 1 for those known from the start."""
 
-    __slots__ = ("contact", "distance", "hop", "state")
+    __slots__ = ("contact", "distance", "hop", "labels", "state")
 
-    def __init__(self, contact: Contact, distance: int, hop: int) -> None:
+    def __init__(self, contact: Contact, distance: int, hop: int, labels: Labels) -> None:
         self.contact = contact
         self.distance = distance
         self.hop = hop
+        self.labels = labels
         self.state = State.HEARD
 
     def __lt__(self, other: "Entry") -> bool:
         return self.distance < other.distance
 
 
+def _labels(entry: Entry) -> Labels:
+    return entry.labels
+
+
+def _no_labels(contact: Contact) -> Labels:
+    return ()
+
+
 class Lookup:
-    """State of one search. `width` is how many requests may be under way at once."""
+    """State of one search. `width` is how many requests may be under way at once, `labels_of` says what a server has
+    in common with others of its owner.
+    """
 
     def __init__(
         self,
@@ -54,12 +69,14 @@ class Lookup:
         own_id: bytes,
         width: int = limits.PARALLELISM,
         count: int = limits.REPLICATION,
+        labels_of: Callable[[Contact], Labels] = _no_labels,
     ) -> None:
         self.target = target
         self.width = width
         self.count = count
         self.ending: Ending | None = None
         self._own_id = own_id
+        self._labels_of = labels_of
         self._shortlist: list[Entry] = []
         self._entries: dict[bytes, Entry] = {}
         self._waiting = 0
@@ -75,18 +92,13 @@ class Lookup:
         if self.ending is not None:
             return asked
         unsettled = False
-        live = 0
-        for entry in self._shortlist:
-            if entry.state is State.UNREACHABLE:
-                continue
-            live += 1
+        live = (entry for entry in self._shortlist if entry.state is not State.UNREACHABLE)
+        for entry in spread(live, self.count, _labels):
             if entry.state is State.HEARD and self._waiting < self.width:
                 entry.state = State.WAITING
                 self._waiting += 1
                 asked.append(entry.contact)
             unsettled = unsettled or entry.state is not State.QUERIED
-            if live == self.count:
-                break
         if not unsettled:
             self.ending = "completed" if self._answered else "starved"
         return asked
@@ -133,23 +145,30 @@ class Lookup:
         return sum(entry.state is not State.HEARD for entry in self._entries.values())
 
     def nearest(self) -> list[Contact]:
-        """The nearest `count` that answered, nearest first."""
-        found = [entry.contact for entry in self._shortlist if entry.state is State.QUERIED]
-        return found[: self.count]
+        """The nearest `count` that answered, as replicas are chosen."""
+        found = (entry.contact for entry in self._shortlist if entry.state is State.QUERIED)
+        return spread(found, self.count, self._labels_of)
 
     def _hear(self, contact: Contact, hop: int) -> None:
         node_id = contact.node_id
         if node_id in self._entries or node_id == self._own_id:
             return
-        entry = Entry(contact, int.from_bytes(node_id, "big") ^ self.target, hop)
+        distance = int.from_bytes(node_id, "big") ^ self.target
+        entry = Entry(contact, distance, hop, self._labels_of(contact))
         insort(self._shortlist, entry)
         self._entries[node_id] = entry
         if len(self._shortlist) > SHORTLIST_MAX:
             self._trim()
 
     def _trim(self) -> None:
-        """Drop the farthest that was never asked; the shortlist does not grow with what peers tell."""
-        for index in range(len(self._shortlist) - 1, -1, -1):
-            if self._shortlist[index].state is State.HEARD:
-                del self._entries[self._shortlist.pop(index).contact.node_id]
-                return
+        """Drop one that was never asked; the shortlist does not grow with what peers tell. The farthest of those
+        that have a nearer one of their owner goes first, so that a swarm cannot push others out.
+        """
+        places = Spread()
+        first = [places.take(entry.labels) for entry in self._shortlist]
+        for doubled in (True, False):
+            for index in range(len(self._shortlist) - 1, -1, -1):
+                entry = self._shortlist[index]
+                if entry.state is State.HEARD and not (doubled and first[index]):
+                    del self._entries[self._shortlist.pop(index).contact.node_id]
+                    return

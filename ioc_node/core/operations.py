@@ -89,8 +89,8 @@ class Search(Operation):
     def lookup(self) -> Lookup:
         """The search itself; not begun before it is needed."""
         point = int.from_bytes(self.target, "big")
-        seeds = [peer.contact for peer in self.dht.table.nearest(point, limits.REPLICATION)]
-        return Lookup(point, seeds, own_id=self.dht.node_id, width=self.width)
+        seeds = [peer.contact for peer in self.dht.table.replicas(point, limits.REPLICATION)]
+        return Lookup(point, seeds, own_id=self.dht.node_id, width=self.width, labels_of=self.dht.labels_of)
 
     def start(self, now: float, out: Outbox) -> None:
         self.advance(now, out)

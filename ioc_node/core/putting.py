@@ -7,6 +7,7 @@ once. One that does not answer is replaced by the next nearest. A put ends when 
 
 from typing import TYPE_CHECKING, Final
 
+from ioc_node.core.diversity import spread
 from ioc_node.core.events import AnnounceStarted, Fault, PutReport, PutStarted
 from ioc_node.core.operations import Operation, Search
 from ioc_node.core.routing import Contact
@@ -54,7 +55,7 @@ class StoreOperation(Operation):
     def start(self, now: float, out: Outbox) -> None:
         if self.dht.upkeep.has_full_view():
             point = int.from_bytes(self.target, "big")
-            nearest = self.dht.table.nearest(point, 2 * limits.REPLICATION)
+            nearest = self.dht.table.replicas(point, 2 * limits.REPLICATION)
             self.write([peer.contact for peer in nearest], now, out)
         else:
             self.dht.begin(_StoreLookup(self.dht, self, now), now, out)
@@ -77,11 +78,11 @@ class StoreOperation(Operation):
             self.conclude(now, out)
 
     def _are_we_near(self, nearest: list[Contact]) -> bool:
-        if len(nearest) < limits.REPLICATION:
-            return True
-        point = int.from_bytes(self.target, "big")
-        farthest = int.from_bytes(nearest[limits.REPLICATION - 1].node_id, "big") ^ point
-        return int.from_bytes(self.dht.node_id, "big") ^ point < farthest
+        dht, point = self.dht, int.from_bytes(self.target, "big")
+        ranked = sorted(
+            [dht.contact, *nearest], key=lambda contact: int.from_bytes(contact.node_id, "big") ^ point
+        )
+        return dht.contact in spread(ranked, limits.REPLICATION, dht.labels_of)
 
     def on_answer(self, contact: Contact, answer: AnyMessage | Fault, now: float, out: Outbox) -> None:
         if self.ended:
@@ -224,5 +225,5 @@ def correct(
     """Bring one server up to date, in the background, if it is among those that should hold the record."""
     record = decode(signed.payload, ResourceRecord)
     point = int.from_bytes(cid_key(record.cid), "big")
-    if any(peer.node_id == contact.node_id for peer in dht.table.nearest(point, limits.REPLICATION)):
+    if any(peer.node_id == contact.node_id for peer in dht.table.replicas(point, limits.REPLICATION)):
         dht.begin(_Correction(dht, now, contact, signed, name), now, out)

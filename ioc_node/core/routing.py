@@ -3,19 +3,21 @@
 Only servers enter, and only after they answered us at the address in question, so everything here may be told
 on. IDs are kept as sorted integers: the nearest of a target share its longest common prefixes, so they lie
 side by side. Up to `FULL_TABLE_SERVERS_MAX` everybody is kept; above it each bucket (one per length of the
-prefix shared with our own ID) keeps the `k` known longest and remembers `REPLACEMENTS_MAX` more. In an open
-network no more than `GROUP_TABLE_MAX` come from one /24 (IPv6: /48); loopback and private addresses are not
-counted, because they say nothing about who is behind them.
+prefix shared with our own ID) keeps the `k` known longest and remembers `REPLACEMENTS_MAX` more, which are not
+verified before there is room. In an open network no more than `GROUP_TABLE_MAX` come from one /24 (IPv6: /48);
+loopback and private addresses are not counted, because they say nothing about who is behind them. *Replicas* are
+chosen with `spread`: see `diversity`.
 """
 
 import ipaddress
 from bisect import bisect_left, bisect_right, insort
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 from ioc_node.core.challenge import Address
+from ioc_node.core.diversity import Labels, spread
 from ioc_wire import dht as wire
 from ioc_wire import limits
 from ioc_wire.errors import Malformed
@@ -24,6 +26,8 @@ FULL_TABLE_SERVERS_MAX: Final = 1000
 REPLACEMENTS_MAX: Final = 10
 GROUP_BUCKET_MAX: Final = 2
 GROUP_TABLE_MAX: Final = 3
+CHOSEN_FROM_MAX: Final = 640
+"""Of so many nearest servers replicas are chosen where their neighbourhood is crowded by few owners."""
 CANDIDATES_MAX: Final = 1024
 _BITS: Final = 256
 
@@ -36,29 +40,43 @@ class Contact(NamedTuple):
 
 
 class Peer:
-    """A verified server. `heard` is when it last answered, `since` when it entered."""
+    """A verified server. `heard` is when it last answered, `since` when it entered. `operator` is the prefix that
+    was delegated to it (certified networks).
+    """
 
-    __slots__ = ("contact", "heard", "node_id", "number", "packed", "since")
+    __slots__ = ("contact", "heard", "labels", "node_id", "number", "operator", "packed", "since")
 
-    def __init__(self, contact: Contact, now: float) -> None:
-        self.contact = contact
+    def __init__(self, contact: Contact, now: float, operator: str | None = None) -> None:
         self.node_id = contact.node_id
         self.number = int.from_bytes(contact.node_id, "big")
-        self.packed = pack_contact(contact)
+        self.operator = operator
         self.heard = self.since = now
+        self.move(contact)
+
+    def move(self, contact: Contact) -> None:
+        """It answers at this address now."""
+        self.contact = contact
+        self.packed = pack_contact(contact)
+        self.labels = labels_of(contact.address[0], self.operator)
 
 
 class RoutingTable:
-    """The verified servers of one node. `capped` turns the limits per address group on."""
+    """The verified servers of one node. `capped` turns the limits per address group on, `diverse` the choice of
+    replicas by label.
+    """
 
-    def __init__(self, own_id: bytes, *, capped: bool, full_max: int = FULL_TABLE_SERVERS_MAX) -> None:
+    def __init__(
+        self, own_id: bytes, *, capped: bool, diverse: bool = True, full_max: int = FULL_TABLE_SERVERS_MAX
+    ) -> None:
         self.full = True
         self._own = int.from_bytes(own_id, "big")
         self._capped = capped
+        self._diverse = diverse
         self._full_max = full_max
+        self._labels: Counter[bytes] = Counter()
         self._numbers: list[int] = []
         self._peers: dict[int, Peer] = {}
-        self._replacements: dict[int, OrderedDict[bytes, Peer]] = {}
+        self._replacements: dict[int, OrderedDict[bytes, Contact]] = {}
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -73,23 +91,33 @@ class RoutingTable:
         """All of them, in order of ID."""
         return [self._peers[number] for number in self._numbers]
 
-    def add(self, contact: Contact, now: float) -> bool:
+    def wants(self, contact: Contact) -> bool:
+        """Whether there is room for a server that is not in the table; without, it is remembered for later."""
+        number = int.from_bytes(contact.node_id, "big")
+        if number in self._peers or number == self._own:
+            return False
+        if self._has_room(number, contact):
+            return True
+        self._remember(number, contact)
+        return False
+
+    def add(self, contact: Contact, now: float, operator: str | None = None) -> bool:
         """Note that the server just answered at this address. False if there is no room for it."""
         number = int.from_bytes(contact.node_id, "big")
         known = self._peers.get(number)
         if known is not None:
             known.heard = now
             if known.contact != contact:
-                known.contact = contact
-                known.packed = pack_contact(contact)
+                self._unlabel(known)
+                known.move(contact)
+                self._labels.update(known.labels)
             return True
         if number == self._own:
             return False
-        peer = Peer(contact, now)
-        if not self._has_room(peer):
-            self._remember(peer)
+        if not self._has_room(number, contact):
+            self._remember(number, contact)
             return False
-        self._insert(peer)
+        self._insert(Peer(contact, now, operator))
         if self.full and len(self._numbers) > self._full_max:
             self._become_buckets()
         return number in self._peers
@@ -99,11 +127,17 @@ class RoutingTable:
         remembered.
         """
         number = int.from_bytes(node_id, "big")
-        if self._peers.pop(number, None) is None:
+        if number not in self._peers:
             return None
-        del self._numbers[bisect_left(self._numbers, number)]
-        spare = self._replacements.get(self._bucket(number))
-        return spare.popitem()[1].contact if spare else None
+        self._delete(number)
+        bucket = self._bucket(number)
+        spare = self._replacements.get(bucket)
+        if spare is None:
+            return None
+        _, contact = spare.popitem()
+        if not spare:
+            del self._replacements[bucket]
+        return contact
 
     def nearest(self, target: int, count: int) -> list[Peer]:
         """The `count` servers nearest to `target` by XOR, nearest first."""
@@ -124,6 +158,18 @@ class RoutingTable:
         peers = self._peers
         return [peers[n] for n in sorted(numbers[low:high], key=target.__xor__)[:count]]
 
+    def replicas(self, target: int, count: int) -> list[Peer]:
+        """The `count` servers nearest to `target` that share no label, as far as there are so many."""
+        if not self._diverse or not self._labels:
+            return self.nearest(target, count)
+        looked_at = 2 * count
+        while True:
+            near = self.nearest(target, looked_at)
+            chosen = spread(near, count, _labels)
+            if len(near) < looked_at or looked_at >= CHOSEN_FROM_MAX or _are_spread(chosen):
+                return chosen
+            looked_at *= 2
+
     def after(self, node_id: bytes, count: int) -> list[Peer]:
         """The first `count` servers with an ID above `node_id`; fewer at the end of the ring."""
         start = bisect_right(self._numbers, int.from_bytes(node_id, "big"))
@@ -142,27 +188,39 @@ class RoutingTable:
         low, high = self._range(self._own ^ (1 << (_BITS - bucket - 1)), bucket + 1)
         return [self._peers[n] for n in self._numbers[low:high]]
 
-    def _has_room(self, peer: Peer) -> bool:
-        bucket = self._bucket(peer.number)
+    def _has_room(self, number: int, contact: Contact) -> bool:
+        bucket = self._bucket(number)
         if not self.full and len(self._members(bucket)) >= limits.REPLICATION:
             return False
-        group = address_group(peer.contact.address[0]) if self._capped else None
-        if group is None:
+        group = address_group(contact.address[0]) if self._capped else None
+        if group is None or not self._labels[group]:
             return True
-        same = [p for p in self._peers.values() if address_group(p.contact.address[0]) == group]
-        near = sum(self._bucket(p.number) == bucket for p in same)
-        return len(same) < GROUP_TABLE_MAX and near < GROUP_BUCKET_MAX
+        if self._labels[group] >= GROUP_TABLE_MAX:
+            return False
+        near = sum(group in peer.labels for peer in self._members(bucket))
+        return near < GROUP_BUCKET_MAX
 
     def _insert(self, peer: Peer) -> None:
         insort(self._numbers, peer.number)
         self._peers[peer.number] = peer
+        self._labels.update(peer.labels)
 
-    def _remember(self, peer: Peer) -> None:
+    def _delete(self, number: int) -> None:
+        del self._numbers[bisect_left(self._numbers, number)]
+        self._unlabel(self._peers.pop(number))
+
+    def _unlabel(self, peer: Peer) -> None:
+        for label in peer.labels:
+            self._labels[label] -= 1
+            if not self._labels[label]:
+                del self._labels[label]
+
+    def _remember(self, number: int, contact: Contact) -> None:
         if self.full:
             return
-        spare = self._replacements.setdefault(self._bucket(peer.number), OrderedDict())
-        spare[peer.node_id] = peer
-        spare.move_to_end(peer.node_id)
+        spare = self._replacements.setdefault(self._bucket(number), OrderedDict())
+        spare[contact.node_id] = contact
+        spare.move_to_end(contact.node_id)
         if len(spare) > REPLACEMENTS_MAX:
             spare.popitem(last=False)
 
@@ -172,9 +230,17 @@ class RoutingTable:
         for bucket in {self._bucket(n) for n in self._numbers}:
             members = sorted(self._members(bucket), key=lambda peer: peer.since)
             for peer in members[limits.REPLICATION :]:
-                del self._peers[peer.number]
-                del self._numbers[bisect_left(self._numbers, peer.number)]
-                self._remember(peer)
+                self._delete(peer.number)
+                self._remember(peer.number, peer.contact)
+
+
+def _labels(peer: Peer) -> Labels:
+    return peer.labels
+
+
+def _are_spread(chosen: list[Peer]) -> bool:
+    labels = [label for peer in chosen for label in peer.labels]
+    return len(labels) == len(set(labels))
 
 
 class Candidate(NamedTuple):
@@ -236,11 +302,22 @@ def address_scope(host: str) -> int:
 
 @lru_cache(maxsize=8192)
 def address_group(host: str) -> bytes | None:
-    """The /24 (IPv6: /48) of a global address, None for others."""
-    if address_scope(host) != 2:
+    """The /24 (IPv6: /48) of a global address, None for others and for names."""
+    try:
+        if address_scope(host) != 2:
+            return None
+    except ValueError:
         return None
     packed = wire.pack_host(host)
     return packed[:3] if len(packed) == 4 else packed[:6]
+
+
+@lru_cache(maxsize=8192)
+def labels_of(host: str, operator: str | None = None) -> Labels:
+    """By what a server may be one owner's with others: its address group and its operator."""
+    group = address_group(host)
+    known = (operator.encode(),) if operator is not None else ()
+    return known if group is None else (group, *known)
 
 
 def pack_contact(contact: Contact) -> wire.Contact:

@@ -31,11 +31,11 @@ class SendDatagram(NamedTuple):
 
 
 class Session:
-    """One end of an established session."""
+    """One end of an established session. `operator` is the prefix delegated to the peer (certified networks)."""
 
     __slots__ = (
         "address", "counter", "elder", "expires", "heard", "highest", "is_server", "key", "local_id", "node_id", "open",
-        "prefix", "remote_id", "renew", "seal", "unaccepted", "window",
+        "operator", "prefix", "remote_id", "renew", "seal", "unaccepted", "window",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +49,7 @@ class Session:
         is_server: bool,
         opens: AESGCM,
         seals: AESGCM,
+        operator: str | None = None,
     ) -> None:
         self.key = key
         self.node_id = node_id
@@ -56,6 +57,7 @@ class Session:
         self.local_id = local_id
         self.remote_id = remote_id
         self.is_server = is_server
+        self.operator = operator
         self.prefix = bytes((wire.MESSAGE,)) + remote_id + bytes(4)
         self.open = opens
         self.seal = seals

@@ -129,6 +129,11 @@ class Sessions:
             return session
         return None
 
+    def operator(self, node_id: bytes) -> str | None:
+        """The prefix delegated to a node that we have a session with, if one was."""
+        session = self._by_node.get(node_id)
+        return None if session is None else session.operator
+
     def knock(self, address: Address, expected: bytes | None, message: bytes, out: Outbox) -> Attempt | None:
         """Begin a handshake with whoever is at `address`, or with `expected` only. None: too many begun."""
         if len(self._attempts) >= ATTEMPTS_MAX:
@@ -284,10 +289,11 @@ class Sessions:
             raise Malformed("handshake does not decrypt") from None
         opening = wire.decode_opening(plain)
         server = bool(shake.flags & wire.FLAG_SERVER)
-        self._trust.admit(shake.key, opening.chain, server=server, unix=now + self._unix_offset)
+        grant = self._trust.admit(shake.key, opening.chain, server=server, unix=now + self._unix_offset)
         session = Session(
             key=shake.key, node_id=node_id, address=address, local_id=self._chance.randbytes(8),
             remote_id=shake.session_id, is_server=server, opens=theirs, seals=ours,
+            operator=grant.prefix if grant is not None else None,
         )  # fmt: skip
         return session, opening.message
 
@@ -357,12 +363,15 @@ class Sessions:
         try:
             accepted = wire.decode_acceptance(plain)
             server = bool(accepted.flags & wire.FLAG_SERVER)
-            self._trust.admit(attempt.key, accepted.chain, server=server, unix=now + self._unix_offset)
+            grant = self._trust.admit(
+                attempt.key, accepted.chain, server=server, unix=now + self._unix_offset
+            )
         except WireError as error:
             return Failed(attempt, error)
         session = Session(
             key=attempt.key, node_id=attempt.node_id, address=address, local_id=attempt.session_id,
             remote_id=accepted.session_id, is_server=server, opens=attempt.open, seals=attempt.seal,
+            operator=grant.prefix if grant is not None else None,
         )  # fmt: skip
         self.counters.handshakes_made += 1
         self._add(session, now)

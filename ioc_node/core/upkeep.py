@@ -58,9 +58,8 @@ class Upkeep:
 
     def hear_of(self, contacts: list[Contact], now: float) -> None:
         """Somebody told us of these servers."""
-        table, own = self._dht.table, self._dht.node_id
         for contact in contacts:
-            if contact.node_id != own and contact.node_id not in table:
+            if self._dht.table.wants(contact):
                 self._candidates.add(contact, now)
 
     def on_verified(self, node_id: bytes, now: float) -> None:
@@ -84,7 +83,7 @@ class Upkeep:
         """Ping candidates, so many at once."""
         ready = self._candidates.take(VERIFICATIONS_MAX - self._verifying, now)
         for candidate in ready:
-            if candidate.contact.node_id not in self._dht.table:
+            if self._dht.table.wants(candidate.contact):
                 self._verifying += 1
                 self._dht.begin(_Verification(self._dht, candidate, now, self), now, out)
 
