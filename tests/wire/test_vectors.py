@@ -112,6 +112,7 @@ def test_vectors_are_there() -> None:
         "bulk",
         "links",
         "dht",
+        "dht_session",
         "structs",
     }
     assert set(NAMES) == wanted
@@ -273,46 +274,6 @@ def test_tickets_claims_and_frames() -> None:
         assert vector["frame"] == (struct.pack(">BI", number, len(payload)) + payload).hex()
     header = found["chunk_header"]
     assert header["bytes"] == struct.pack(">BII", 0, header["length"] + 4, header["index"]).hex()
-
-
-# -- DHT packets
-
-
-def test_packets() -> None:
-    found = load("dht")
-    network, packets = bytes.fromhex(found["network_id"]), found["packets"]
-    initiator, responder = person(found["initiator"])["public"], person(found["responder"])["public"]
-
-    def field(packet: str, name: str) -> bytes:
-        return bytes.fromhex(packets[packet]["fields"][name].removeprefix("hex:"))
-
-    def written(packet: str) -> bytes:
-        return bytes.fromhex(packets[packet]["bytes"])
-
-    header = field("KNOCK", "session_id") + field("KNOCK", "nonce")
-    knock = b"\x01" + header + b"\x01" + network + sha256(initiator)
-    assert written("KNOCK") == knock.ljust(192, b"\0")
-
-    prekey, cookie = field("WHOAREYOU", "prekey"), field("WHOAREYOU", "cookie")
-    not_after = struct.pack(">Q", packets["WHOAREYOU"]["fields"]["not_after"])
-    said = length_prefixed("ioc/1", "dht-prekey", network + prekey + not_after)
-    signature = field("WHOAREYOU", "signature")
-    Ed25519PublicKey.from_public_bytes(responder).verify(signature, said)
-    assert packets["WHOAREYOU"]["signed_bytes"] == said.hex()
-    assert written("WHOAREYOU") == b"\x02" + header + cookie + responder + prekey + not_after + signature
-    assert len(written("WHOAREYOU")) <= len(written("KNOCK"))
-
-    name, ephemeral = "HANDSHAKE, fixed part", field("HANDSHAKE, fixed part", "ephemeral")
-    transcript = network + initiator + responder + header + cookie + prekey + ephemeral + b"\x01"
-    said = length_prefixed("ioc/1", "dht-handshake", transcript)
-    signature = field(name, "signature")
-    Ed25519PublicKey.from_public_bytes(initiator).verify(signature, said)
-    assert packets[name]["transcript"] == transcript.hex()
-    assert (
-        written(name) == b"\x03" + header + cookie + initiator + prekey[:8] + ephemeral + b"\x01" + signature
-    )
-
-    assert written("REFUSED") == b"\x06" + header + b"\0\0"
 
 
 # -- and ioc_wire reads them all

@@ -12,57 +12,21 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+import dht_messages
+import dht_session
 import spec_tables
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from plain import plain, sample
-from structs import full_name, modules, structs_of
+from people import CID, DAY, NOW, PEOPLE, Vector, digest, key_of, link, public, signed_vector, struct_vector
+from plain import sample
+from structs import modules, structs_of
 
-from ioc_wire import authority, bulk, cid, dht, identity, links, market, merkle, metering, records, tasks
+from ioc_wire import authority, bulk, cid, identity, links, market, merkle, metering, records, tasks
 from ioc_wire.codec import encode
-from ioc_wire.signed import Signed, SignedPayload, public_bytes, sign, signed_bytes
+from ioc_wire.signed import Signed
 
 HERE: Final = Path(__file__).resolve().parent
 SPEC: Final = HERE.parent / "SPEC.md"
-NOW: Final = 1_800_000_000
-DAY: Final = 86_400
-PEOPLE: Final = ("root", "beijing", "hangzhou", "alice", "bob", "carol")
-CID: Final = "ioc:cn.r3301.20004/ai/3301/az1/h7f3a"
-
-Vector = dict[str, Any]
-
-
-def key_of(name: str) -> Ed25519PrivateKey:
-    return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(name.encode()).digest())
-
-
-def public(name: str) -> bytes:
-    return public_bytes(key_of(name))
-
-
-def digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
-
-
-def struct_vector(value: Any, **more: Any) -> Vector:
-    """A struct: its type, tag where it has one, fields in order, and bytes."""
-    vector: Vector = {"type": full_name(type(value))}
-    if value.__struct_config__.tag is not None:
-        vector["tag"] = value.__struct_config__.tag
-    return {**vector, **more, "fields": plain(value), "bytes": encode(value).hex()}
-
-
-def signed_vector(signer: str, payload: SignedPayload, **more: Any) -> tuple[Signed, Vector]:
-    """An envelope, with what its signature covers."""
-    signed = sign(key_of(signer), payload)
-    return signed, {
-        **more,
-        "signer": signer,
-        "payload": struct_vector(payload),
-        "signed_bytes": signed_bytes(signed.domain, signed.kind, signed.payload).hex(),
-        "envelope": struct_vector(signed),
-    }
 
 
 # -- one function per file
@@ -127,13 +91,6 @@ def identifiers() -> Vector:
 
 
 def chains() -> Vector:
-    def link(issuer: str, subject: str, prefix: str, *roles: authority.Role) -> tuple[Signed, Vector]:
-        return signed_vector(
-            issuer,
-            authority.Delegation(public(subject), prefix, roles, NOW - DAY, NOW + DAY),
-            subject=subject,
-        )
-
     good = [
         link("root", "beijing", "cn", "national"),
         link("beijing", "hangzhou", "cn.r3301", "regional"),
@@ -349,64 +306,6 @@ def link_frames() -> Vector:
     return {"signed": [vector], "structs": [struct_vector(value) for value in (*handshake, *frames)]}
 
 
-def datagrams() -> Vector:
-    session, nonce, cookie = digest("session")[:8], digest("nonce")[:12], digest("cookie")[:24]
-    prekey, network = digest("prekey"), digest("network")
-    prekey_signed = dht.prekey_signed_bytes(network, prekey, NOW + 7200)
-    knock = dht.Knock(session, nonce, 1, network, identity.node_id_of(public("alice")))
-    whoareyou = dht.Whoareyou(
-        session, nonce, cookie, public("bob"), prekey, NOW + 7200, key_of("bob").sign(prekey_signed)
-    )
-    unsigned = dht.Handshake(
-        session, nonce, cookie, public("alice"), prekey[:8], digest("ephemeral"), 1, bytes(64)
-    )
-    transcript = dht.transcript(network, unsigned, public("bob"), prekey)
-    handshake_signed = dht.handshake_signed_bytes(transcript)
-    handshake = unsigned._replace(signature=key_of("alice").sign(handshake_signed))
-    record = sign(key_of("alice"), record_of())
-    holder, holder_vector = signed_vector(
-        "bob", dht.HolderRecord(digest("blob"), "192.0.2.8", 4001, NOW, NOW + DAY), name="holder"
-    )
-    contact = dht.Contact(identity.node_id_of(public("bob")), bytes((192, 0, 2, 8)), 4001)
-    key = cid.cid_key(CID)
-    messages: list[Any] = [
-        dht.Ping(1),
-        dht.Pong(1, bytes((192, 0, 2, 7)), 40_000),
-        dht.FindNode(2, key),
-        dht.Nodes(2, (contact,), 9),
-        dht.Get(3, key, 0, 20),
-        dht.Value(3, record, digest("chain"), (contact,)),
-        dht.Put(4, record, None),
-        dht.Stored(4),
-        dht.Refusal(5, 20, "version 3"),
-        dht.Announce(6, holder),
-        dht.GetHolders(7, digest("blob")),
-        dht.Holders(7, (holder,), 1, ()),
-    ]
-    return {
-        "network_id": network.hex(),
-        "initiator": "alice",
-        "responder": "bob",
-        "packets": {
-            "KNOCK": {"fields": plain(knock._asdict()), "bytes": knock.encode().hex()},
-            "WHOAREYOU": {
-                "fields": plain(whoareyou._asdict()),
-                "signed_bytes": prekey_signed.hex(),
-                "bytes": whoareyou.encode().hex(),
-            },
-            "HANDSHAKE, fixed part": {
-                "fields": plain(handshake._asdict()),
-                "transcript": transcript.hex(),
-                "signed_bytes": handshake_signed.hex(),
-                "bytes": handshake.encode().hex(),
-            },
-            "REFUSED": {"code": 0, "bytes": dht.encode_refused(knock.encode(), 0).hex()},
-        },
-        "signed": [holder_vector],
-        "messages": [struct_vector(message) for message in messages],
-    }
-
-
 def every_struct() -> Vector:
     return {
         "structs": [
@@ -432,7 +331,11 @@ FILES: Final[dict[str, tuple[Callable[[], Vector], str]]] = {
     "work": (work, "Task definition, its ID, order, lease, usage record and receipt"),
     "bulk": (blobs, "Blob IDs, a ticket's claim, and the frames of a bulk stream"),
     "links": (link_frames, "Handshake and frames of a link"),
-    "dht": (datagrams, "Packets (without their ciphertexts) and messages of the DHT"),
+    "dht": (dht_messages.messages, "Every message of the DHT, and the envelopes inside them"),
+    "dht_session": (
+        dht_session.dht_session,
+        "Whole handshakes with fixed keys, packets of every message type, and all that is derived on the way",
+    ),
     "structs": (every_struct, "One sample of every struct, all fields given; the values mean nothing"),
 }
 
