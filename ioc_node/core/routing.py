@@ -252,24 +252,39 @@ class Candidate(NamedTuple):
 
 
 class Candidates:
-    """Servers heard of and not verified yet, and those that failed, for another try; at most
-    `CANDIDATES_MAX`.
+    """Servers heard of and not verified yet, and those that failed, for another try; at most `CANDIDATES_MAX`, and
+    where `capped` no more of one address group than a table takes: nobody can send us to knock at a victim's door.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, capped: bool = False) -> None:
+        self._capped = capped
         self._waiting: OrderedDict[bytes, Candidate] = OrderedDict()
+        self._groups: Counter[bytes] = Counter()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def add(self, contact: Contact, not_before: float, failures: int = 0) -> None:
         """Verify this contact, not before the given time."""
-        if contact.node_id not in self._waiting and len(self._waiting) < CANDIDATES_MAX:
-            self._waiting[contact.node_id] = Candidate(contact, not_before, failures)
+        if contact.node_id in self._waiting or len(self._waiting) >= CANDIDATES_MAX:
+            return
+        group = address_group(contact.address[0]) if self._capped else None
+        if group is not None:
+            if self._groups[group] >= GROUP_TABLE_MAX:
+                return
+            self._groups[group] += 1
+        self._waiting[contact.node_id] = Candidate(contact, not_before, failures)
 
     def discard(self, node_id: bytes) -> None:
         """It was verified by other means."""
-        self._waiting.pop(node_id, None)
+        candidate = self._waiting.pop(node_id, None)
+        group = (
+            address_group(candidate.contact.address[0]) if self._capped and candidate is not None else None
+        )
+        if group is not None:
+            self._groups[group] -= 1
+            if not self._groups[group]:
+                del self._groups[group]
 
     def is_settled(self) -> bool:
         """Whether only known failures are left to try again."""
@@ -285,7 +300,7 @@ class Candidates:
                     if len(ready) == count:
                         break
             for candidate in ready:
-                del self._waiting[candidate.contact.node_id]
+                self.discard(candidate.contact.node_id)
         return ready
 
 

@@ -43,7 +43,7 @@ class Upkeep:
 
     def __init__(self, dht: "DhtMachine") -> None:
         self._dht = dht
-        self._candidates = Candidates()
+        self._candidates = Candidates(capped=not dht.trust.certified)
         self._verifying = 0
         self._swept = False
         self._sweeping = False

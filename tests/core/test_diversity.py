@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ioc_node.core.diversity import Labels, spread
 from ioc_node.core.events import GetStarted, JoinStarted, PutReport, PutStarted
 from ioc_node.core.lookup import SHORTLIST_MAX, Lookup
-from ioc_node.core.routing import Contact, RoutingTable, labels_of
+from ioc_node.core.routing import Candidates, Contact, RoutingTable, labels_of
 from ioc_wire.cid import cid_key, self_certified_prefix
 from ioc_wire.identity import node_id_of
 from ioc_wire.signed import public_bytes
@@ -81,6 +81,20 @@ def test_a_full_bucket_wants_nobody_and_remembers_some() -> None:
     gone = table.peers()[0]
     assert table.remove(gone.node_id) in far
     assert table.wants(far[-1])
+
+
+def test_nobody_is_sent_to_knock_at_one_block_over_and_over() -> None:
+    candidates = Candidates(capped=True)
+    victim = [near(number, f"9.9.9.{number}") for number in range(1, 100)]
+    for contact in victim:
+        candidates.add(contact, 0.0)
+    assert len(candidates) == 3
+    taken = candidates.take(10, 0.0)
+    assert [candidate.contact for candidate in taken] == victim[:3] and not len(candidates)
+    for contact in victim[3:]:
+        candidates.add(contact, 0.0)
+    candidates.discard(victim[3].node_id)
+    assert len(candidates) == 2
 
 
 def test_a_lookup_goes_past_a_swarm() -> None:
