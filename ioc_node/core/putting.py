@@ -20,7 +20,7 @@ from ioc_wire.cid import cid_key
 from ioc_wire.codec import decode, encode
 from ioc_wire.dht import AnyMessage
 from ioc_wire.errors import ChainUnknown, Malformed, TooLarge, WireError
-from ioc_wire.records import ResourceRecord
+from ioc_wire.records import named_payload
 from ioc_wire.signed import Signed
 
 if TYPE_CHECKING:
@@ -135,12 +135,12 @@ class _StoreLookup(Search):
 
 
 class PutOperation(StoreOperation):
-    """Store a record. Whoever does not know its chain is sent that first, once."""
+    """Store a record or a tombstone. Whoever does not know its chain is sent that first, once."""
 
     def __init__(self, dht: "DhtMachine", event: PutStarted, now: float) -> None:
         if len(encode(event.record)) > wire.PLAINTEXT_BYTES_MAX - 64:
             raise TooLarge(f"record: at most {limits.RECORD_BYTES_MAX} bytes are allowed")
-        cid = decode(event.record.payload, ResourceRecord).cid
+        cid = named_payload(event.record).cid
         super().__init__(dht, event.operation, now, cid_key(cid))
         self.record = event.record
         self.chain = event.chain
@@ -223,7 +223,6 @@ def correct(
     dht: "DhtMachine", contact: Contact, signed: Signed, name: bytes | None, now: float, out: Outbox
 ) -> None:
     """Bring one server up to date, in the background, if it is among those that should hold the record."""
-    record = decode(signed.payload, ResourceRecord)
-    point = int.from_bytes(cid_key(record.cid), "big")
+    point = int.from_bytes(cid_key(named_payload(signed).cid), "big")
     if any(peer.node_id == contact.node_id for peer in dht.table.replicas(point, limits.REPLICATION)):
         dht.begin(_Correction(dht, now, contact, signed, name), now, out)

@@ -1,7 +1,11 @@
 """Token buckets: how often something may happen, per second and at once."""
 
 from collections import OrderedDict
+from functools import lru_cache
 from typing import Final
+
+from ioc_node.core.routing import address_scope
+from ioc_wire.dht import pack_host
 
 BUCKETS_MAX: Final = 4096
 
@@ -47,3 +51,11 @@ class RateTable:
         else:
             self._buckets.move_to_end(name)
         return bucket.take(now)
+
+
+@lru_cache(maxsize=8192)
+def source_name(host: str) -> bytes | None:
+    """Whom the limits per address count together: one IPv4 address, or the /64 of an IPv6 address. None for
+    loopback and private addresses, which say nothing about who is behind them.
+    """
+    return pack_host(host)[:8] if address_scope(host) == 2 else None

@@ -1,7 +1,8 @@
 """The records that a server holds for others: bounded, newest version wins, expiry first, then distance.
 
 Times here are seconds since 1970, because records carry such times. When the store is full, expired records
-go first, then the one farthest from this node's ID; a record farther than all that is held is refused.
+go first, then the one farthest from this node's ID; a record farther than all that is held is refused. A
+tombstone is kept like the record whose place it takes, so that an older record cannot come back.
 """
 
 import heapq
@@ -13,7 +14,7 @@ from ioc_node.core.chance import Chance
 from ioc_wire import limits
 from ioc_wire.dht import HolderRecord
 from ioc_wire.errors import OlderVersion, OverQuota
-from ioc_wire.records import ResourceRecord
+from ioc_wire.records import NamedRecord
 from ioc_wire.signed import Signed
 
 RECORDS_MAX: Final = 65536
@@ -27,12 +28,12 @@ HOLDERS_PER_PUBLISHER_MAX: Final = 4096
 
 
 class Held:
-    """One stored record."""
+    """One stored record or tombstone."""
 
     __slots__ = ("chain_hash", "cid", "distance", "expires", "key", "order", "signed", "size")
 
     def __init__(
-        self, key: bytes, signed: Signed, record: ResourceRecord, chain_hash: bytes | None, distance: int
+        self, key: bytes, signed: Signed, record: NamedRecord, chain_hash: bytes | None, distance: int
     ) -> None:
         self.key = key
         self.signed = signed
@@ -54,6 +55,8 @@ class RecordStore:
         records_max: int = RECORDS_MAX,
         per_publisher_max: int = RECORDS_PER_PUBLISHER_MAX,
     ) -> None:
+        self.evicted = 0
+        """Live records that had to make room for nearer ones."""
         self._own = int.from_bytes(own_id, "big")
         self._records_max = records_max
         self._per_publisher_max = per_publisher_max
@@ -74,7 +77,7 @@ class RecordStore:
         return held
 
     def put(
-        self, key: bytes, signed: Signed, record: ResourceRecord, chain_hash: bytes | None, unix: float
+        self, key: bytes, signed: Signed, record: NamedRecord, chain_hash: bytes | None, unix: float
     ) -> list[bytes]:
         """Keep a verified record; return the keys that had to make room.
 
@@ -122,6 +125,7 @@ class RecordStore:
             if distance >= farthest:
                 raise OverQuota("the store is full of records nearer to this node")
             self._drop(self._held[key])
+            self.evicted += 1
             dropped.append(key)
         return dropped
 

@@ -12,7 +12,7 @@ from ioc_wire import limits
 from ioc_wire.authority import SERVER_ROLES, Grant, chain_hash, check_names, verify_chain
 from ioc_wire.cid import Cid
 from ioc_wire.errors import BrokenChain, ChainUnknown, Expired, PrefixNotCovered, Revoked, RoleNotGranted
-from ioc_wire.records import ResourceRecord, verify_record
+from ioc_wire.records import NamedRecord, verify_named
 from ioc_wire.signed import Signed
 
 CHAINS_MAX: Final = 4096
@@ -90,14 +90,14 @@ class Trust:
 
     def check_record(
         self, signed: Signed, chain_name: bytes | None, *, unix: float
-    ) -> tuple[ResourceRecord, Cid]:
-        """Check all of a record: size, signature, name, period, and the signer's right to the name.
+    ) -> tuple[NamedRecord, Cid]:
+        """Check all of a record or tombstone: size, signature, name, period, the signer's right to the name.
 
         Raises `ChainUnknown` where the chain has to be fetched first; otherwise the fault.
         """
         if signed.key in self.revoked:
             raise Revoked("the record's key")
-        record, cid = verify_record(signed, now=unix)
+        record, cid = verify_named(signed, now=unix)
         grant = None
         if chain_name is not None:
             known = self._known.get(chain_name)

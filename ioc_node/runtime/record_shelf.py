@@ -17,7 +17,7 @@ from ioc_node.runtime.store import Store
 from ioc_wire.authority import chain_hash
 from ioc_wire.codec import decode, encode
 from ioc_wire.errors import WireError
-from ioc_wire.records import ResourceRecord
+from ioc_wire.records import named_payload
 from ioc_wire.signed import Signed
 
 PAGE_ROWS: Final = 256
@@ -71,7 +71,7 @@ class RecordShelf:
 
     def _put(self, change: RecordStored) -> None:
         name = chain_hash(change.chain) if change.chain else None
-        expires = decode(change.record.payload, ResourceRecord).expires
+        expires = named_payload(change.record).expires
         if name is not None:
             self._store.execute(
                 "INSERT OR IGNORE INTO dht_chains VALUES (?, ?)", (name, encode(tuple(change.chain)))
