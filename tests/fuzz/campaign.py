@@ -5,6 +5,7 @@ Without it, the corpus is mutated blindly. Exit 1 with the input in hexadecimal 
 """
 
 import argparse
+import importlib
 import importlib.util
 import random
 import subprocess
@@ -73,8 +74,7 @@ def _guided(target: str, seconds: float, keep: bool) -> str | None:
 
 def _run_inside(target: str, options: list[str]) -> None:
     """In the child: hand over to libFuzzer, which ends the process."""
-    import atheris  # type: ignore[import-not-found]
-
+    atheris = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["ioc_wire", "ioc_node.core"]):
         from tests.fuzz.targets import TARGETS
     atheris.Setup([sys.argv[0], *options], TARGETS[target])

@@ -83,7 +83,7 @@ def _delegation(data: bytes) -> None:
 def _chain(data: bytes) -> None:
     """A chain as it arrives, its signatures checked as they are."""
     try:
-        chain = codec.decode(data, Chain)  # type: ignore[arg-type]
+        chain = codec.decode(data, Chain)
         chain_hash(chain)
         verify_chain(chain, roots={ROOT, *(link.key for link in chain[:1])}, now=UNIX)
     except WireError as error:

@@ -64,9 +64,9 @@ def test_scripts_reach_the_inside_of_sessions() -> None:
         before[0] + 1,
         before[1] + 1,
     )
-    before = play.alice.sessions.counters.handshakes_made
+    made = play.alice.sessions.counters.handshakes_made
     play.play(stage.script((9, 0, b"\x94\xc4\x08" + bytes(8) + b"\0\xc0\xc4\0")))
-    assert play.alice.sessions.counters.handshakes_made == before + 1
+    assert play.alice.sessions.counters.handshakes_made == made + 1
     asked = len(play.alice.exchange)
     play.play(stage.script((7, 2, b"\xff")))
     assert len(play.alice.exchange) == asked + 2
