@@ -1,9 +1,12 @@
 """Signed envelopes: what the signature covers, and every way to break one."""
 
+import functools
 import hashlib
 
 import msgspec
 import pytest
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -97,6 +100,50 @@ def test_key_of_small_order_is_refused() -> None:
                     verify(replace(sign(private_key("alice"), head(seq)), key=key, signature=signature), Head)
 
 
+P = 2**255 - 19
+ORDER = 2**252 + 27742317777372353535851937790883648493
+D = -121665 * pow(121666, -1, P) % P
+Point = tuple[int, int]
+BASE: Point = (
+    15112221349535400772501151409588531511454012693041857206046113283949847762202,
+    4 * pow(5, -1, P) % P,
+)
+
+
+def add(a: Point, b: Point) -> Point:
+    """Of two points of edwards25519, as slowly as the formula reads."""
+    cross = D * a[0] * b[0] * a[1] * b[1]
+    x = (a[0] * b[1] + b[0] * a[1]) * pow(1 + cross, -1, P) % P
+    return x, (a[1] * b[1] + a[0] * b[0]) * pow(1 - cross, -1, P) % P
+
+
+@functools.cache
+def multiply(n: int, a: Point) -> Point:
+    product: Point = (0, 1)
+    while n:
+        if n & 1:
+            product = add(product, a)
+        a, n = add(a, a), n >> 1
+    return product
+
+
+def point_bytes(a: Point) -> bytes:
+    return (a[1] | (a[0] & 1) << 255).to_bytes(32, "little")
+
+
+def twisted(seed: int, *, twisted_key: bool, twisted_r: bool) -> tuple[bytes, bytes, bytes]:
+    """Key, signature and message; a point of order 4 is added to the key, or to the signature's R, or both."""
+    torsion: Point = (pow(2, (P - 1) // 4, P), 0)
+    secret, nonce = (
+        int.from_bytes(hashlib.sha512(bytes((n, seed))).digest(), "little") % ORDER for n in (0, 1)
+    )
+    key, r = multiply(secret, BASE), multiply(nonce, BASE)
+    public = point_bytes(add(key, torsion) if twisted_key else key)
+    message, r_bytes = bytes((seed,)), point_bytes(add(r, torsion) if twisted_r else r)
+    h = int.from_bytes(hashlib.sha512(r_bytes + public + message).digest(), "little")
+    return public, r_bytes + ((nonce + h * secret) % ORDER).to_bytes(32, "little"), message
+
+
 def test_second_encoding_of_a_signature_is_refused() -> None:
     """S and S + L would both solve the equation; RFC 8032 takes only the smaller."""
     order = 2**252 + 27742317777372353535851937790883648493
@@ -104,6 +151,31 @@ def test_second_encoding_of_a_signature_is_refused() -> None:
     twin = int.from_bytes(signed.signature[32:], "little") + order
     with pytest.raises(BadSignature):
         verify(replace(signed, signature=signed.signature[:32] + twin.to_bytes(32, "little")), Head)
+
+
+def test_agrees_with_openssl_on_signatures_with_torsion() -> None:
+    """Ed25519 checks differ in what they make of R or a key off the prime-order subgroup (RFC 8032 allows both). Ours
+    does not multiply by the cofactor, nor does OpenSSL's: nobody can make a record that some nodes take and some not.
+    """
+    for seed in range(8):
+        for twisted_key, twisted_r in ((False, True), (True, False), (True, True), (False, False)):
+            public, signature, message = twisted(seed, twisted_key=twisted_key, twisted_r=twisted_r)
+            try:
+                Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+            except InvalidSignature:
+                with pytest.raises(BadSignature):
+                    verify_bytes(public, signature, message, "test")
+            else:
+                verify_bytes(public, signature, message, "test")
+
+
+@pytest.mark.parametrize("size", [0, 31, 33, 64])
+def test_key_or_signature_of_another_length_is_refused(size: int) -> None:
+    good = sign(private_key("alice"), head())
+    with pytest.raises(BadSignature):
+        verify_bytes(good.key.ljust(64)[:size], good.signature, b"", "test")
+    with pytest.raises(BadSignature):
+        verify_bytes(good.key, good.signature.ljust(96)[:size] if size != 64 else bytes(65), b"", "test")
 
 
 def test_another_kind_or_domain() -> None:
