@@ -9,11 +9,12 @@ answer leaves the table and is tried again later, with doubled patience.
 
 from typing import TYPE_CHECKING, Final
 
+from ioc_node.core.candidates import Candidate, Candidates
 from ioc_node.core.challenge import Address
 from ioc_node.core.events import Fault, PeerLost, RecordDropped
 from ioc_node.core.exchange import Request
 from ioc_node.core.operations import Operation, PingOperation
-from ioc_node.core.routing import Candidate, Candidates, Contact, usable_contacts
+from ioc_node.core.routing import Contact, usable_contacts
 from ioc_node.core.session import Outbox
 from ioc_wire import dht as wire
 from ioc_wire import limits

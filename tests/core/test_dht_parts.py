@@ -7,9 +7,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ioc_node.core import storage
+from ioc_node.core.candidates import Candidates
 from ioc_node.core.lookup import Lookup
 from ioc_node.core.rates import Rate, RateTable
-from ioc_node.core.routing import Candidates, Contact, RoutingTable
+from ioc_node.core.routing import Contact, RoutingTable
 from ioc_node.core.storage import HolderStore, RecordStore
 from ioc_node.core.timers import Timers
 from ioc_wire.cid import cid_key, self_certified_prefix

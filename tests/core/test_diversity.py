@@ -5,10 +5,11 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ioc_node.core.candidates import Candidates
 from ioc_node.core.diversity import Labels, spread
 from ioc_node.core.events import GetStarted, JoinStarted, PutReport, PutStarted
 from ioc_node.core.lookup import SHORTLIST_MAX, Lookup
-from ioc_node.core.routing import Candidates, Contact, RoutingTable, labels_of
+from ioc_node.core.routing import Contact, RoutingTable, labels_of
 from ioc_wire.cid import cid_key, self_certified_prefix
 from ioc_wire.identity import node_id_of
 from ioc_wire.signed import public_bytes
@@ -90,7 +91,8 @@ def test_nobody_is_sent_to_knock_at_one_block_over_and_over() -> None:
         candidates.add(contact, 0.0)
     assert len(candidates) == 3
     taken = candidates.take(10, 0.0)
-    assert [candidate.contact for candidate in taken] == victim[:3] and not len(candidates)
+    assert [candidate.contact for candidate in taken] == victim[:3]
+    assert not len(candidates)
     for contact in victim[3:]:
         candidates.add(contact, 0.0)
     candidates.discard(victim[3].node_id)
