@@ -5,7 +5,17 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from ioc_wire.authority import Delegation, Grant, Role, chain_hash, check_names, verify_chain
+from ioc_wire.authority import (
+    Delegation,
+    Grant,
+    Revocation,
+    RevocationNews,
+    Role,
+    chain_hash,
+    check_names,
+    verify_chain,
+    verify_revocation,
+)
 from ioc_wire.cid import self_certified_prefix
 from ioc_wire.codec import encode
 from ioc_wire.errors import (
@@ -14,9 +24,11 @@ from ioc_wire.errors import (
     BrokenChain,
     Expired,
     Malformed,
+    NotEntitled,
     NotYetValid,
     PrefixNotCovered,
     Revoked,
+    TooLarge,
     UnknownType,
     WireError,
 )
@@ -253,3 +265,147 @@ def test_delegation_of_nothing_to_nobody_is_still_a_delegation() -> None:
     link = sign(private_key("root"), Delegation(public_key("bob"), "cn", (), NOW - 1, NOW + 1))
     with pytest.raises(PrefixNotCovered):
         check_names("cn", public_key("bob"), check((link,)))
+
+
+# -- revocations
+
+
+def revocation(
+    signer: str, subject: str = "alice", chain: Chain = (), *, issued: int = NOW, until: int = NOW + DAY
+) -> RevocationNews:
+    return RevocationNews(
+        sign(private_key(signer), Revocation(public_key(subject), issued, until, "stolen")), chain
+    )
+
+
+def entitled(news: RevocationNews, *, now: float = NOW, certified: bool = True) -> Revocation:
+    return verify_revocation(news, roots=[public_key("root")], now=now, certified=certified)
+
+
+@pytest.mark.parametrize("signer", ["root", "beijing", "hangzhou", "alice"])
+def test_who_may_revoke(chain: Chain, signer: str) -> None:
+    assert entitled(revocation(signer, chain=chain)).subject == public_key("alice")
+    with pytest.raises(NotEntitled):
+        entitled(revocation("mallory", chain=chain))
+
+
+def test_a_root_key_needs_no_chain_and_the_key_itself_none_in_an_open_network(chain: Chain) -> None:
+    entitled(revocation("root"))
+    entitled(revocation("alice"), certified=False)
+    for signer in ("alice", "hangzhou"):
+        with pytest.raises(NotEntitled, match="no delegation"):
+            entitled(revocation(signer))
+    with pytest.raises(NotEntitled, match="no delegation"):
+        entitled(revocation("bob"), certified=False)
+
+
+def test_a_chain_to_another_key_or_of_another_network_entitles_nobody(chain: Chain) -> None:
+    with pytest.raises(NotEntitled, match="another key"):
+        entitled(revocation("beijing", chain=chain[:2]))
+    with pytest.raises(NotEntitled, match="granted nothing"):
+        entitled(revocation("alice", "hangzhou", chain[:2]))
+    with pytest.raises(BrokenChain):
+        entitled(revocation("hangzhou", chain=chain[1:]))
+
+
+def test_period_of_a_revocation(chain: Chain) -> None:
+    with pytest.raises(NotEntitled, match="1 s before"):
+        entitled(revocation("hangzhou", chain=chain, until=NOW + DAY - 1))
+    news = revocation("hangzhou", chain=chain, until=NOW + 3 * DAY)
+    entitled(news, now=NOW + 2 * DAY)
+    entitled(news, now=NOW - CLOCK_SKEW_SECONDS)
+    with pytest.raises(Expired, match="since 301 s"):
+        entitled(news, now=NOW + 3 * DAY + CLOCK_SKEW_SECONDS + 1)
+    with pytest.raises(NotYetValid, match="301 s"):
+        entitled(news, now=NOW - CLOCK_SKEW_SECONDS - 1)
+
+
+def test_a_forged_or_huge_revocation(chain: Chain) -> None:
+    news = revocation("hangzhou", chain=chain)
+    with pytest.raises(BadSignature):
+        entitled(replace(news, revocation=replace(news.revocation, key=public_key("beijing"))))
+    with pytest.raises(UnknownType):
+        entitled(replace(news, revocation=chain[0]))
+    with pytest.raises(TooLarge):
+        entitled(replace(news, revocation=replace(news.revocation, payload=bytes(2048))))
+
+
+def test_the_longest_revocation_fits_into_a_datagram(chain: Chain) -> None:
+    payload = Revocation(public_key("alice"), NOW, NOW + DAY, "x" * 128)
+    assert len(encode(RevocationNews(sign(private_key("hangzhou"), payload), chain))) < 1100
+
+
+def test_an_issuer_ends_only_what_it_granted(chain: Chain) -> None:
+    """Else a regional node could delegate something to anybody's key, and then revoke that key."""
+    ended = {(public_key("hangzhou"), public_key("alice"))}
+
+    def grant(*links: Signed) -> Grant:
+        return verify_chain(links, roots=[public_key("root")], now=NOW, ended=ended)
+
+    other = delegate("beijing", "alice", "cn.r3302.20001", "provider")
+    assert grant(chain[0], other).prefix == "cn.r3302.20001"
+    assert grant(*chain[:2]).subject == public_key("hangzhou")
+    with pytest.raises(Revoked, match="link 3"):
+        grant(*chain)
+    ended.add((public_key("beijing"), public_key("hangzhou")))
+    with pytest.raises(Revoked, match="link 2"):
+        grant(*chain)
+    ended.clear()
+    ended.add((public_key("beijing"), public_key("alice")))
+    with pytest.raises(Revoked, match="link 3"):
+        grant(*chain)
+
+
+# -- self-certified prefixes
+
+
+def endorse(owner: str, successor: str, *roles: Role, prefix: str | None = None) -> Signed:
+    prefix = self_certified_prefix(public_key(owner)) if prefix is None else prefix
+    return delegate(owner, successor, prefix, *(roles or ("provider",)))
+
+
+def test_the_owner_of_a_self_certified_prefix_endorses_another_key() -> None:
+    link = endorse("alice", "bob")
+    grant = verify_chain((link,), roots=(), now=NOW, self_certified=True)
+    check_names(self_certified_prefix(public_key("alice")), public_key("bob"), grant)
+    check_names(self_certified_prefix(public_key("bob")), public_key("bob"), grant)
+    with pytest.raises(PrefixNotCovered):
+        check_names("cn.r3301.20004", public_key("bob"), grant)
+    with pytest.raises(BrokenChain):
+        check((link,))
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        endorse("alice", "bob", "provider", "consumer"),
+        endorse("alice", "bob", "regional"),
+        endorse("alice", "bob", prefix=""),
+        endorse("alice", "bob", prefix="p2p.n0"),
+        endorse("alice", "bob", prefix=self_certified_prefix(public_key("bob"))),
+    ],
+)
+def test_an_endorsement_grants_nothing_else(link: Signed) -> None:
+    with pytest.raises(BrokenChain):
+        verify_chain((link,), roots=(), now=NOW, self_certified=True)
+
+
+def test_the_endorsed_key_hands_nothing_on() -> None:
+    links = (
+        endorse("alice", "bob"),
+        endorse("bob", "carol", prefix=self_certified_prefix(public_key("alice"))),
+    )
+    with pytest.raises(BrokenChain, match="may not hand on"):
+        verify_chain(links, roots=(), now=NOW, self_certified=True)
+
+
+def test_the_owner_ends_its_endorsement() -> None:
+    link = endorse("alice", "bob")
+    news = revocation("alice", "bob", (link,))
+    entitled(news, certified=False)
+    with pytest.raises(BrokenChain):
+        entitled(news)
+    with pytest.raises(Revoked):
+        verify_chain(
+            (link,), roots=(), now=NOW, self_certified=True, ended={(public_key("alice"), public_key("bob"))}
+        )

@@ -313,6 +313,35 @@ def test_ioc_wire_agrees_on_identifiers_and_chains() -> None:
         assert code == vector["error"], vector["name"]
 
 
+def test_ioc_wire_agrees_on_revocations() -> None:
+    from ioc_wire.authority import RevocationNews, revocation_name, verify_chain, verify_revocation
+    from ioc_wire.codec import decode
+    from ioc_wire.errors import BrokenChain, WireError
+    from ioc_wire.signed import Signed
+
+    found = load("authority")
+    roots = [bytes.fromhex(found["root"])]
+    for vector in found["revocations"]:
+        news = decode(bytes.fromhex(vector["bytes"]), RevocationNews)
+        assert revocation_name(news.revocation).hex() == vector["revocation_name"]
+        assert (
+            sha256(bytes.fromhex(vector["revocation"]["envelope"]["bytes"])).hex()
+            == vector["revocation_name"]
+        )
+        try:
+            verify_revocation(news, roots=roots, now=vector["now"], certified=True)
+            code = None
+        except WireError as error:
+            code = error.code
+        assert code == vector["error"], vector["name"]
+    chain = decode(bytes.fromhex(found["endorsement"]["bytes"]), tuple[Signed, ...])
+    assert verify_chain(chain, roots=roots, now=found["chains"][0]["now"], self_certified=True).roles == (
+        "provider",
+    )
+    with pytest.raises(BrokenChain):
+        verify_chain(chain, roots=roots, now=found["chains"][0]["now"])
+
+
 def test_there_is_a_sample_of_every_struct() -> None:
     from tests.wire.structs import all_structs
 

@@ -2,6 +2,13 @@
 
 A chain is a tuple of signed delegations, root first, at most four long. Each is signed by the subject of the one
 before it, stays inside its prefix and its period, and hands on only roles that its issuer's role may hand on.
+
+A key owns its self-certified prefix without any authority. In an open network it may endorse another key for it: a
+chain of one delegation, signed by the owner, that grants names under this prefix and nothing else.
+
+A revocation ends what its signer may end. Of a root key, or of the key itself: all that the key signs and was granted.
+Of another issuer: all that this issuer granted to the key, directly or through others; so nobody can end what he did
+not give, though he may delegate something to any key.
 """
 
 import hashlib
@@ -13,7 +20,16 @@ import msgspec
 from ioc_wire import limits
 from ioc_wire.cid import check_prefix, prefix_covers, self_certified_prefix
 from ioc_wire.codec import Key, Message, UInt, encode
-from ioc_wire.errors import BrokenChain, Expired, NotYetValid, PrefixNotCovered, Revoked, WireError
+from ioc_wire.errors import (
+    BrokenChain,
+    Expired,
+    NotEntitled,
+    NotYetValid,
+    PrefixNotCovered,
+    Revoked,
+    TooLarge,
+    WireError,
+)
 from ioc_wire.signed import Signed, SignedPayload, verify
 
 Role = Literal["national", "regional", "industry", "provider", "consumer"]
@@ -40,6 +56,28 @@ class Delegation(SignedPayload, frozen=True):
     not_after: UInt
 
 
+class Revocation(SignedPayload, frozen=True):
+    """What the envelope's key granted to `subject` ended at `issued`; its own keys each key may revoke whole.
+
+    Remembered until `until`, seconds since 1970, UTC: when the last delegation that it ends would have ended.
+    """
+
+    kind: ClassVar[str] = "revocation"
+    subject: Key
+    issued: UInt
+    until: UInt
+    reason: Annotated[str, msgspec.Meta(max_length=limits.REASON_CHARS_MAX)] = ""
+
+
+class RevocationNews(Message, frozen=True):
+    """A signed revocation with what shows that its signer may revoke: a chain that ends in a delegation to the
+    revoked key and in which the signer granted something, or is that key. No chain is needed where a root key signs,
+    and, in an open network, where the key itself does."""
+
+    revocation: Signed
+    chain: Annotated[tuple[Signed, ...], msgspec.Meta(max_length=limits.CHAIN_LINKS_MAX)] = ()
+
+
 class Grant(Message, frozen=True):
     """What a verified chain gives to its last subject."""
 
@@ -58,11 +96,19 @@ def chain_hash(chain: Sequence[Signed]) -> bytes:
 
 
 def verify_chain(
-    chain: Sequence[Signed], *, roots: Collection[bytes], now: float, revoked: Collection[bytes] = ()
+    chain: Sequence[Signed],
+    *,
+    roots: Collection[bytes],
+    now: float,
+    revoked: Collection[bytes] = (),
+    ended: Collection[tuple[bytes, bytes]] = (),
+    self_certified: bool = False,
 ) -> Grant:
     """Check every link of `chain` (root first) and return what its last subject holds.
 
-    `now` is seconds since 1970; a skew of five minutes is tolerated. Raises `BrokenChain`, `Expired`,
+    `now` is seconds since 1970; a skew of five minutes is tolerated. `revoked` keys are revoked whole, `ended` are
+    pairs of an issuer and the key whose grants it ended. `self_certified` also admits the owner of a self-certified
+    prefix as first issuer, as open networks do. Raises `BrokenChain`, `Expired`,
     `NotYetValid`, `Revoked`, `BadSignature`, `BadIdentifier`, `UnknownType` or `Malformed`, each naming the
     link (1 is the root's).
     """
@@ -75,8 +121,13 @@ def verify_chain(
             check_prefix(delegation.prefix)
         except WireError as error:
             raise type(error)(f"link {number}: {error.detail}") from None
-        _check_link(number, link.key, delegation, parent, roots)
+        if parent is None and self_certified and link.key not in roots:
+            _check_endorsement(link.key, delegation)
+        else:
+            _check_link(number, link.key, delegation, parent, roots)
         if link.key in revoked or delegation.subject in revoked:
+            raise Revoked(f"link {number} of the delegation chain")
+        if ended and any((above.key, delegation.subject) in ended for above in chain[:number]):
             raise Revoked(f"link {number} of the delegation chain")
         if now > delegation.not_after + limits.CLOCK_SKEW_SECONDS:
             raise Expired(f"link {number} of the delegation chain, since {int(now - delegation.not_after)} s")
@@ -111,6 +162,69 @@ def _check_link(
     if excess:
         raise BrokenChain(
             f"link {number} grants {', '.join(sorted(excess))}, which its issuer may not hand on"
+        )
+
+
+def _check_endorsement(owner: bytes, link: Delegation) -> None:
+    """The first link of a chain below no root: a self-certified prefix, for names alone."""
+    if link.prefix != self_certified_prefix(owner):
+        raise BrokenChain("link 1 is neither signed by a root key of this network nor by its prefix's owner")
+    if link.not_after < link.not_before:
+        raise BrokenChain("link 1 ends before it begins")
+    if link.roles != ("provider",):
+        raise BrokenChain("link 1 endorses a key for a self-certified prefix: that grants provider, no more")
+
+
+def revocation_name(signed: Signed) -> bytes:
+    """What a revocation is called: SHA-256 of its encoding, 32 bytes."""
+    return hashlib.sha256(encode(signed)).digest()
+
+
+def verify_revocation(
+    news: RevocationNews, *, roots: Collection[bytes], now: float, certified: bool
+) -> Revocation:
+    """Check a revocation and its signer's right to it.
+
+    Raises `BadSignature`, `UnknownType`, `Malformed` or `TooLarge`; `Expired` once it need not be remembered any more,
+    `NotYetValid` where it was issued in the future; `NotEntitled` where the signer had no right to it; and what
+    `verify_chain` raises for the chain.
+    """
+    size = len(encode(news))
+    if size > limits.REVOCATION_BYTES_MAX:
+        raise TooLarge(f"revocation of {size} bytes, at most {limits.REVOCATION_BYTES_MAX} are allowed")
+    revocation = verify(news.revocation, Revocation)
+    if now > revocation.until + limits.CLOCK_SKEW_SECONDS:
+        raise Expired(f"revocation, since {int(now - revocation.until)} s")
+    if now < revocation.issued - limits.CLOCK_SKEW_SECONDS:
+        raise NotYetValid(f"revocation, issued {int(revocation.issued - now)} s in the future")
+    signer = news.revocation.key
+    if signer in roots or (not certified and not news.chain and signer == revocation.subject):
+        return revocation
+    if not news.chain:
+        raise NotEntitled("it shows no delegation to the revoked key, and no root key signed it")
+    _check_right(revocation, signer, news.chain, roots=roots, now=now, certified=certified)
+    return revocation
+
+
+def _check_right(
+    revocation: Revocation,
+    signer: bytes,
+    chain: Sequence[Signed],
+    *,
+    roots: Collection[bytes],
+    now: float,
+    certified: bool,
+) -> None:
+    last = verify(chain[-1], Delegation)
+    while_it_held = min(max(now, last.not_before), last.not_after)
+    verify_chain(chain, roots=roots, now=while_it_held, self_certified=not certified)
+    if last.subject != revocation.subject:
+        raise NotEntitled("its chain ends in another key than the revoked one")
+    if signer != revocation.subject and all(link.key != signer for link in chain):
+        raise NotEntitled("its signer granted nothing to the revoked key")
+    if revocation.until < last.not_after:
+        raise NotEntitled(
+            f"it ends {last.not_after - revocation.until} s before the delegation that it revokes"
         )
 
 

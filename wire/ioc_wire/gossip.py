@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 
 from ioc_wire import limits
-from ioc_wire.authority import Chain
+from ioc_wire.authority import Chain, RevocationNews
 from ioc_wire.codec import Digest, Key, Message, UInt
 from ioc_wire.market import Contact
 from ioc_wire.signed import Signed
@@ -105,3 +105,30 @@ class PeersKnown(Message, tag=12, frozen=True):
     receiver then knows which of them need not be told again what the sender told everybody."""
 
     core: Annotated[tuple[Contact, ...], msgspec.Meta(max_length=256)]
+
+
+class RevocationsAnnounced(Message, tag=15, frozen=True):
+    """Revocations that the receiver may not have: one-way, to every linked node, and as the answer to
+    `FetchRevocations`."""
+
+    news: Annotated[tuple[RevocationNews, ...], msgspec.Meta(max_length=limits.NEWS_MAX)]
+
+
+class CompareRevocations(Message, tag=16, frozen=True):
+    """To a core node: SHA-256 over the names of all revocations that the sender remembers, in order. Answer:
+    `RevocationsCompared`."""
+
+    digest: Digest
+
+
+class RevocationsCompared(Message, tag=17, frozen=True):
+    """The names of the revocations that the answerer remembers, in order; none where the digests are equal."""
+
+    digest: Digest
+    names: Annotated[tuple[Digest, ...], msgspec.Meta(max_length=limits.REVOCATIONS_MAX)]
+
+
+class FetchRevocations(Message, tag=18, frozen=True):
+    """Revocations by their names. Answer: `RevocationsAnnounced` with those that are remembered."""
+
+    names: Annotated[tuple[Digest, ...], msgspec.Meta(min_length=1, max_length=limits.NEWS_MAX)]

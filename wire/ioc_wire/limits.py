@@ -13,6 +13,12 @@ SIGNATURE_BYTES: Final = 64
 CHAIN_LINKS_MAX: Final = 4
 DELEGATION_SECONDS_DEFAULT: Final = 30 * 86400
 CLOCK_SKEW_SECONDS: Final = 300
+REASON_CHARS_MAX: Final = 128
+"""Why a key was revoked, in its revoker's words."""
+REVOCATION_BYTES_MAX: Final = 2048
+"""A revocation, its chain included."""
+REVOCATIONS_MAX: Final = 4096
+"""Revocations that a node remembers at a time."""
 
 # -- identifiers
 CID_BYTES_MAX: Final = 255

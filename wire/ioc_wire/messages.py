@@ -22,6 +22,10 @@ Body = (
     | gossip.EntriesPage
     | gossip.ExchangePeers
     | gossip.PeersKnown
+    | gossip.RevocationsAnnounced
+    | gossip.CompareRevocations
+    | gossip.RevocationsCompared
+    | gossip.FetchRevocations
     | market.FindOffers
     | market.OffersFound
     | market.ReserveLease

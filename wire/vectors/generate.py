@@ -123,6 +123,56 @@ def chains() -> Vector:
             case("ended", good, NOW + DAY + 301, 7),
             case("not begun", good, NOW - DAY - 301, 8),
         ],
+        "revocations": revocations([signed for signed, _ in good]),
+        "endorsement": endorsement(),
+    }
+
+
+def revocations(chain: list[Signed]) -> list[Vector]:
+    """Revocations of alice, the last subject of `chain`, each with the error that it is refused with at `now`."""
+
+    def case(
+        name: str,
+        signer: str,
+        error: int | None,
+        *,
+        shown: int = 3,
+        until: int = NOW + DAY,
+        now: int = NOW,
+    ) -> Vector:
+        revocation = authority.Revocation(public("alice"), NOW, until, "the key was stolen")
+        signed, vector = signed_vector(signer, revocation)
+        return {
+            "name": name,
+            "now": now,
+            "error": error,
+            "revocation": vector,
+            "revocation_name": authority.revocation_name(signed).hex(),
+            "bytes": encode(authority.RevocationNews(signed, tuple(chain[:shown]))).hex(),
+        }
+
+    return [
+        case("by a root key", "root", None, shown=0),
+        case("by the issuer", "hangzhou", None),
+        case("by the issuer's issuer", "beijing", None),
+        case("by the key itself", "alice", None),
+        case("after the delegation's end", "hangzhou", None, until=NOW + 2 * DAY, now=NOW + DAY + 301),
+        case("by a stranger", "bob", 14),
+        case("without a chain", "hangzhou", 14, shown=0),
+        case("chain of another key", "beijing", 14, shown=2),
+        case("ends before the delegation", "hangzhou", 14, until=NOW + DAY - 1),
+        case("need not be remembered any more", "hangzhou", 7, now=NOW + DAY + 301),
+        case("from the future", "hangzhou", 8, now=NOW - 301),
+    ]
+
+
+def endorsement() -> Vector:
+    """Alice lets bob sign for her self-certified prefix, in an open network."""
+    signed, vector = link("alice", "bob", cid.self_certified_prefix(public("alice")), "provider")
+    return {
+        "link": vector,
+        "bytes": encode((signed,)).hex(),
+        "chain_hash": authority.chain_hash((signed,)).hex(),
     }
 
 
