@@ -1,179 +1,215 @@
-"""Resolve and put with 50 nodes in one process, beside OpenDHT and kademlia on the same machine, one after
-the other.
+"""Resolve and put in the DHT, ours beside libtorrent, OpenDHT, kademlia and libp2p on one machine, one after the other.
 
-`python -m bench.dht [--json] [--quick]`. Every system stores records of 200 bytes from random nodes and reads
-each from a random node; ours and kademlia count only readers that do not hold the record themselves (OpenDHT
-cannot tell, about one in six of its reads is local). Ours is signed (Ed25519, checked by all 20 holders and
-by the reader) and encrypted; a get ends with the first valid record. `handshake_ms` is a ping to a peer
-without a session: two round trips, and both ends' signatures and key exchange.
+`python -m bench.dht [--json] [--quick] [--peers all|none|NAME,NAME]`. Every system stores values of 200 bytes from
+random nodes and reads each from a random node: 50 and 200 nodes in one process, and 32 processes of one node each (rows
+with `_32p`). Systems take turns, run by run; figures are medians over the runs.
+
+What is compared: ours is signed (Ed25519, checked by all 20 holders and by the reader) and encrypted. libtorrent's
+mutable items are Ed25519-signed and in clear, 8 holders; OpenDHT stores plain and RSA-2048-signed values, in clear, 8
+holders; kademlia is unsigned and in clear, 20 holders; libp2p's streams are encrypted, its values unsigned. Ours and
+kademlia count only readers that do not hold the record themselves; the others always ask the network.
+
+What the rows mean: a get ends with the first valid record; an authoritative one after 3 fresh answers (libtorrent: when
+the nearest 8 answered; OpenDHT: when the whole search ended). The rest is told in `bench.dht_ours`. `resolves_per_s` is per
+second of CPU time of the whole process with its 50 nodes, so reader and servers share that core.
 """
 
 import argparse
 import json
-import random
 import subprocess
-import time
-from contextlib import AsyncExitStack
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple
 
-import structlog
-import trio
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-from bench.peers.setup import is_made, python_of
+from bench.peers.setup import PEERS, is_made, python_of
 from bench.report import Row, median, report
-from ioc_node.runtime.dht import Dht, open_dht
-from ioc_wire.cid import self_certified_prefix
-from ioc_wire.records import Cpu, Place, ResourceRecord
-from ioc_wire.signed import Signed, public_bytes, sign
 
-NODES: Final = 50
-VALUE_BYTES: Final = 200
-PEER_SECONDS_MAX: Final = 300
+OURS: Final = "ours"
+SCRIPT_SECONDS_MAX: Final = 240
+SLOW: Final = frozenset({"libp2p"})
+"""Takes minutes for what the others do in seconds: one run, few operations, not with `--quick`."""
 Samples = dict[str, Any]
 
 
-def quantile(values: list[float], share: float) -> float:
+class Figure(NamedTuple):
+    """One row: from which network, from which samples, and the quantile of them (None for a single number)."""
+
+    name: str
+    unit: Literal["ms", "%", "1/s", "MB", "s"]
+    better: Literal["lower", "higher"]
+    network: Literal["50", "200", "32p"]
+    samples: str
+    share: float | None = None
+    target: float | None = None
+
+
+FIGURES: Final = (
+    Figure("get_p50_50", "ms", "lower", "50", "get", 0.5, 0.29),
+    Figure("get_p99_50", "ms", "lower", "50", "get", 0.99, 1.4),
+    Figure("get_authoritative_p50_50", "ms", "lower", "50", "authoritative", 0.5, 0.45),
+    Figure("put_p50_50", "ms", "lower", "50", "put", 0.5),
+    Figure("get_p50_200", "ms", "lower", "200", "get", 0.5, 0.35),
+    Figure("get_p99_200", "ms", "lower", "200", "get", 0.99, 1.4),
+    Figure("put_p50_200", "ms", "lower", "200", "put", 0.5),
+    Figure("get_p50_32p", "ms", "lower", "32p", "get", 0.5),
+    Figure("get_p99_32p", "ms", "lower", "32p", "get", 0.99),
+    Figure("put_p50_32p", "ms", "lower", "32p", "put", 0.5),
+    Figure("hit_rate", "%", "higher", "50", "hits", None, 100.0),
+    Figure("resolves_per_s", "1/s", "higher", "50", "resolves_per_s", None, 4000.0),
+    Figure("cold_resolve_ms", "ms", "lower", "50", "cold", 0.5, 50.0),
+    Figure("cold_start_ms", "ms", "lower", "50", "cold_start", 0.5),
+    Figure("handshake_ms", "ms", "lower", "50", "handshake", 0.5),
+    Figure("join_200_s", "s", "lower", "200", "join", None, 1.0),
+    Figure("node_rss_mb", "MB", "lower", "200", "rss_mb", None, 1.0),
+)
+SCALES: Final = {"ms": 1000.0, "%": 100.0, "1/s": 1.0, "MB": 1.0, "s": 1.0}
+
+LABELS: Final = (
+    ("libtorrent (signed)", "libtorrent", ""),
+    ("opendht (plain)", "opendht", ""),
+    ("opendht (signed)", "opendht", "_signed"),
+    ("kademlia (plain)", "kademlia", ""),
+    ("libp2p (encrypted)", "libp2p", ""),
+)
+"""What a peer's rows are called, its environment, and the suffix of its samples."""
+
+
+class Network(NamedTuple):
+    """What is measured on one kind of network: how often, with how many operations, and which parts."""
+
+    nodes: int
+    runs: int
+    operations: int
+    parts: tuple[str, ...]
+    peers: frozenset[str]
+
+
+FULL: Final = {
+    "50": Network(50, 3, 300, ("resolves", "handshake", "cold"), frozenset(PEERS)),
+    "200": Network(200, 2, 200, ("join",), frozenset(PEERS) - SLOW),
+}
+QUICK: Final = {"50": Network(50, 1, 100, ("resolves", "handshake", "cold"), frozenset(PEERS) - SLOW)}
+
+
+def quantile(values: Sequence[float], share: float) -> float:
     """The value below which `share` of them lie."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
-def record_of(key: Ed25519PrivateKey, cid: str) -> Signed:
-    """A signed record whose payload has `VALUE_BYTES` bytes."""
-    now = int(time.time())
-
-    def build(filler: str) -> Signed:
-        place, cpu = Place("cn", "3301", "az1"), Cpu("x86_64", "", 8, 16)
-        return sign(
-            key, ResourceRecord(cid, 1, now, now + 3600, "node", place, cpu, 1024, labels=(("note", filler),))
-        )
-
-    return build("x" * (VALUE_BYTES - len(build("").payload)))
+def command_of(system: str) -> list[str]:
+    """What measures a system: it takes NODES OPERATIONS SEED [PART ...] and prints samples as JSON."""
+    if system == OURS:
+        return [sys.executable, "-m", "bench.dht_ours"]
+    return [str(python_of(system)), str(Path(__file__).parent / "peers" / f"{system}_ring.py")]
 
 
-async def open_ring(stack: AsyncExitStack) -> list[Dht]:
-    """A network in which everybody knows everybody."""
-    nodes: list[Dht] = []
-    for _ in range(NODES):
-        node = await stack.enter_async_context(
-            open_dht(
-                key=Ed25519PrivateKey.generate(), host="127.0.0.1", port=0, network_id=b"bench.dht".ljust(32),
-                roots=frozenset(), admission="open", chain=(), server=True, advertise_host=None,
-                rng=random.SystemRandom(),
+class Measurements:
+    """The samples of all runs, by system and network, and what went wrong on the way."""
+
+    def __init__(self, systems: Sequence[str]) -> None:
+        self.systems = systems
+        self.samples: dict[tuple[str, str], list[Samples]] = defaultdict(list)
+        self.notes: list[str] = []
+
+    def take(self, name: str, network: Network, *, quick: bool) -> None:
+        """Measure everybody on one kind of network, in turns."""
+        for run in range(network.runs):
+            for system in self.systems:
+                if system == OURS or (system in network.peers and not (system in SLOW and run)):
+                    parts = () if quick and system != OURS else network.parts
+                    arguments = [str(network.nodes), str(network.operations), str(run), *parts]
+                    self._run(system, name, [*command_of(system), *arguments])
+
+    def _run(self, system: str, network: str, command: list[str]) -> None:
+        """One run; a peer's failure is a note, ours ends the bench."""
+        print(f"bench.dht: {system}, {network}", file=sys.stderr, flush=True)
+        try:
+            done = subprocess.run(
+                command, check=True, capture_output=True, timeout=SCRIPT_SECONDS_MAX, text=True
             )
-        )  # fmt: skip
-        nodes.append(node)
-        if len(nodes) > 1:
-            await node.join([nodes[0].address])
-    while not all(n.machine.upkeep.has_full_view() and len(n.contacts()) == NODES - 1 for n in nodes):  # noqa: ASYNC110
-        await trio.sleep(0.05)
-    return nodes
+            self.samples[system, network].append(json.loads(done.stdout.splitlines()[-1]))
+        except (subprocess.SubprocessError, ValueError, IndexError) as error:
+            if system == OURS:
+                raise
+            said = getattr(error, "stderr", None) or str(error)
+            self.notes.append(f"{system} failed ({network}): {said.strip().splitlines()[-1]}")
+
+    def figure(self, figure: Figure, system: str, suffix: str = "") -> float | None:
+        """The median over the runs, in the figure's unit, or None where that was not measured."""
+        name = figure.samples + suffix
+        if name not in ("hits",) and suffix and name not in ("get_signed", "put_signed"):
+            return None
+        values = [
+            run[name] if figure.share is None else quantile(run[name], figure.share)
+            for run in self.samples.get((system, figure.network), [])
+            if run.get(name)
+        ]
+        return SCALES[figure.unit] * median(values) if values else None
 
 
-async def measure_ours(operations: int, seed: int) -> Samples:
-    """Seconds of each put, get and handshake."""
-    rng = random.Random(seed)
-    key = Ed25519PrivateKey.generate()
-    prefix = self_certified_prefix(public_bytes(key))
-    records = {
-        cid: record_of(key, cid) for cid in (f"ioc:{prefix}/ai/3301/az1/h{n}" for n in range(operations))
-    }
-    samples: Samples = {"put": [], "get": [], "handshake": [], "hits": 1.0}
-    async with AsyncExitStack() as stack:
-        nodes = await open_ring(stack)
-        holders: dict[str, set[bytes]] = {}
-        for cid, record in records.items():
-            putter = rng.choice(nodes)
-            began = time.perf_counter()
-            put = await putter.put(record)
-            samples["put"].append(time.perf_counter() - began)
-            holders[cid] = {contact.node_id for contact in put.stored}
-        for cid in records:
-            reader = rng.choice([node for node in nodes if node.node_id not in holders[cid]])
-            began = time.perf_counter()
-            await reader.get(cid)
-            samples["get"].append(time.perf_counter() - began)
-        for _ in range(50):
-            one, other = rng.sample(nodes, 2)
-            began = time.perf_counter()
-            await one.ping(other.address)
-            samples["handshake"].append(time.perf_counter() - began)
-    return samples
-
-
-def measure_peer(name: str, operations: int, seed: int) -> Samples | None:
-    """Run a peer's script in its own environment; None where that was not made."""
-    if not is_made(name):
-        return None
-    script = Path(__file__).parent / "peers" / f"{name}_ring.py"
-    done = subprocess.run(
-        [str(python_of(name)), str(script), str(NODES), str(operations), str(seed)],
-        check=True,
-        capture_output=True,
-        timeout=PEER_SECONDS_MAX,
-        text=True,
-    )
-    samples: Samples = json.loads(done.stdout.splitlines()[-1])
-    return samples
-
-
-def milliseconds(runs: list[Samples] | None, name: str, share: float) -> float | None:
-    """The median over the runs of a quantile."""
-    return None if runs is None else 1000 * median(quantile(run[name], share) for run in runs)
-
-
-def rows_of(ours: list[Samples], peers: dict[str, list[Samples] | None]) -> list[Row]:
-    """Each figure once per peer."""
-    named = [
-        ("opendht (plain)", peers["opendht"], ""),
-        ("opendht (signed)", peers["opendht"], "_signed"),
-        ("kademlia (plain)", peers["kademlia"], ""),
-    ]
+def rows_of(measurements: Measurements) -> list[Row]:
+    """Each figure once per peer that has it, or once alone."""
     rows = []
-    for operation in ("get", "put"):
-        for label, share in (("p50", 0.5), ("p99", 0.99)):
-            own = milliseconds(ours, operation, share)
-            assert own is not None
-            for peer, runs, suffix in named:
-                theirs = milliseconds(runs, operation + suffix, share)
-                rows.append(Row(f"{operation}_{label}_{NODES}", "ms", own, theirs, peer, "lower", len(ours)))
-    handshake = milliseconds(ours, "handshake", 0.5)
-    assert handshake is not None
-    rows.append(Row("handshake_ms", "ms", handshake, None, None, "lower", len(ours)))
+    for figure in FIGURES:
+        own = measurements.figure(figure, OURS)
+        if own is None:
+            continue
+        runs = len(measurements.samples[OURS, figure.network])
+        beside = [
+            (label, value)
+            for label, system, suffix in LABELS
+            if (value := measurements.figure(figure, system, suffix)) is not None
+        ]
+        for label, value in beside or [(None, None)]:
+            rows.append(Row(figure.name, figure.unit, own, value, label, figure.better, runs))
     return rows
 
 
+def targets_of(measurements: Measurements) -> Iterable[str]:
+    """What the issue asks for and was not reached, or that all was."""
+    missed = []
+    for figure in FIGURES:
+        own = measurements.figure(figure, OURS)
+        if own is None or figure.target is None:
+            continue
+        if own > figure.target if figure.better == "lower" else own < figure.target:
+            missed.append(f"{figure.name} {own:.4g} (target {figure.target:g} {figure.unit})")
+    yield f"targets missed: {', '.join(missed)}" if missed else "all targets are met"
+
+
+def systems_of(text: str) -> list[str]:
+    """Ours and the peers named by `--peers`; raises `argparse.ArgumentTypeError`."""
+    names = {"all": list(PEERS), "none": []}.get(text, text.split(","))
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no such peer: {', '.join(unknown)} (there are {', '.join(PEERS)})")
+    return [OURS, *names]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="DHT: resolve and put, ours beside OpenDHT and kademlia")
+    parser = argparse.ArgumentParser(description="DHT: resolve and put, ours beside others")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--quick", action="store_true", help="one short run instead of three")
+    parser.add_argument("--quick", action="store_true", help="one short run with 50 nodes, in under a minute")
+    parser.add_argument(
+        "--peers",
+        type=systems_of,
+        default="all",
+        metavar="all|none|NAME,NAME",
+        help="whom to measure beside us",
+    )
     options = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
-    runs, operations = (1, 100) if options.quick else (3, 400)
-    ours: list[Samples] = []
-    collected: dict[str, list[Samples]] = {"opendht": [], "kademlia": []}
-    notes: list[str] = []
-    for seed in range(runs):
-        ours.append(trio.run(measure_ours, operations, seed))
-        for name, samples in collected.items():
-            try:
-                found = measure_peer(name, operations, seed)
-            except (subprocess.SubprocessError, ValueError) as error:
-                notes.append(f"{name} failed in run {seed}: {error}")
-                continue
-            if found is not None:
-                samples.append(found)
-    for name, samples in collected.items():
-        if not is_made(name):
-            notes.append(f"{name} is not installed: make bench-peers")
-        elif samples:
-            notes.append(
-                f"{name}: {100 * median(run['hits'] for run in samples):.1f} % of its gets found something"
-            )
-    peers = {name: samples or None for name, samples in collected.items()}
-    report("dht", rows_of(ours, peers), as_json=options.json, notes=notes)
+    made = [system for system in options.peers if system == OURS or is_made(system)]
+    measurements = Measurements(made)
+    for name, network in (QUICK if options.quick else FULL).items():
+        measurements.take(name, network, quick=options.quick)
+    missing = [name for name in options.peers if name not in made]
+    if missing:
+        measurements.notes.append(f"not installed: {', '.join(missing)} (make bench-peers)")
+    notes = [*targets_of(measurements), *measurements.notes]
+    report("dht", rows_of(measurements), as_json=options.json, notes=notes)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ ROOT: Final = Path(__file__).resolve().parents[2] / ".bench-peers"
 PEERS: Final = {
     "opendht": ("opendht==4.4.2",),
     "kademlia": ("kademlia==2.2.3",),
+    "libtorrent": ("libtorrent==2.1.1", "cryptography==50.0.2"),
+    "libp2p": ("libp2p==0.8.1",),
 }
 
 
