@@ -10,6 +10,7 @@ us or proved its address in a handshake.
 """
 
 import itertools
+from collections.abc import Iterable
 from typing import Final, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -40,7 +41,7 @@ from ioc_node.core.exchange import Exchange
 from ioc_node.core.getting import GetOperation, HoldersOperation
 from ioc_node.core.operations import FindOperation, JoinOperation, Operation, PingOperation
 from ioc_node.core.putting import AnnounceOperation, PutOperation
-from ioc_node.core.routing import FULL_TABLE_SERVERS_MAX, Contact, RoutingTable, labels_of
+from ioc_node.core.routing import FULL_TABLE_SERVERS_MAX, Contact, RoutingTable, labels_of, usable_contacts
 from ioc_node.core.session import Challenged, Failed, Lost, Opened, Outbox, Received, Session
 from ioc_node.core.sessions import Sessions
 from ioc_node.core.storage import RECORDS_MAX, RECORDS_PER_PUBLISHER_MAX, HolderStore, RecordStore
@@ -57,7 +58,9 @@ OPERATIONS_MAX: Final = 4096
 
 
 class DhtMachine:
-    """One node of the DHT. `server` false makes it a client: it asks, and never enters anybody's table."""
+    """One node of the DHT. `server` false makes it a client: it asks, and never enters anybody's table. `diverse`
+    spreads replicas over owners, `ipv6` tells whether the socket can send to such addresses.
+    """
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class DhtMachine:
         address: Address = ("", 0),
         full_max: int = FULL_TABLE_SERVERS_MAX,
         diverse: bool = True,
+        ipv6: bool = True,
         records_max: int = RECORDS_MAX,
         records_per_publisher_max: int = RECORDS_PER_PUBLISHER_MAX,
         now: float = 0.0,
@@ -80,6 +84,7 @@ class DhtMachine:
         self.chance = chance
         self.unix_offset = unix_offset
         self.diverse = diverse
+        self._ipv6 = ipv6
         self.rejected = self.corrected = self.malformed = 0
         self.sessions = Sessions(
             key=key, trust=trust, chain=chain, server=server, chance=chance, unix_offset=unix_offset
@@ -119,9 +124,9 @@ class DhtMachine:
         elif type(event) is Tick:
             self._on_tick(now, out)
         elif type(event) is OperationCancelled:
-            operation = self.operations.pop(event.operation, None)
+            operation = self.operations.get(event.operation)
             if operation is not None:
-                operation.ended = True
+                operation.cancel(now, out)
         elif type(event) is ClockRead:
             self.unix_offset = event.unix - now
             self.sessions.set_clock(self.unix_offset)
@@ -154,6 +159,11 @@ class DhtMachine:
         """Run an operation from here on."""
         self.operations[operation.number] = operation
         operation.start(now, out)
+
+    def usable(self, told: Iterable[wire.Contact], teller: Contact) -> list[Contact]:
+        """The contacts among those told that we may and can reach."""
+        contacts = usable_contacts(told, teller.address)
+        return contacts if self._ipv6 else [each for each in contacts if ":" not in each.address[0]]
 
     def labels_of(self, contact: Contact) -> Labels:
         """By what a server may be one owner's with others; the operator is known of those we have a session with."""

@@ -3,7 +3,7 @@
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ioc_node.core.challenge import Address
 from ioc_node.core.lookup import Ending
@@ -12,7 +12,7 @@ from ioc_node.core.session import SendDatagram
 from ioc_node.errors import NodeError
 from ioc_wire.dht import HolderRecord
 from ioc_wire.errors import WireError
-from ioc_wire.records import ResourceRecord
+from ioc_wire.records import NamedRecord, ResourceRecord
 from ioc_wire.signed import Signed
 
 Fault = WireError | NodeError
@@ -51,12 +51,23 @@ class PutStarted(NamedTuple):
 
 
 class GetStarted(NamedTuple):
-    """Find the record of `cid`, of `min_version` or later, from `answers` servers (the newest one counts)."""
+    """Find the record of `cid`, of `min_version` or later, from `answers` servers (the newest one counts). The search
+    is noted in `trace` where one is given, so that it can be read also when the get fails or is cancelled.
+    """
 
     operation: int
     cid: str
     min_version: int = 0
     answers: int = 1
+    trace: "Trace | None" = None
+
+
+class WatchStarted(NamedTuple):
+    """Tell with `RecordChanged` when the record of `cid` gets a version above `version`, until cancelled."""
+
+    operation: int
+    cid: str
+    version: int = 0
 
 
 class FindStarted(NamedTuple):
@@ -114,6 +125,7 @@ Event = (
     | JoinStarted
     | PutStarted
     | GetStarted
+    | WatchStarted
     | FindStarted
     | AnnounceStarted
     | HoldersStarted
@@ -128,20 +140,26 @@ Event = (
 
 
 class Hop(NamedTuple):
-    """One request of an operation: whom, at which depth of the search, how long, and what was answered."""
+    """One request of an operation: whom, at which depth of the search, how long, what was answered, and how often it
+    had to be sent.
+    """
 
     contact: Contact
     depth: int
     seconds: float
     outcome: str
+    tries: int = 1
 
 
 @dataclass(slots=True)
 class Trace:
-    """A search, request by request, and how it ended."""
+    """A search, request by request, and how it ended. `hedged`: others were asked after so many seconds, because the
+    first asked were slow.
+    """
 
     hops: list[Hop] = field(default_factory=list)
-    ending: Ending | None = None
+    ending: Ending | Literal["cancelled"] | None = None
+    hedged: float | None = None
 
 
 @dataclass(slots=True)
@@ -234,6 +252,18 @@ class RecordDropped(NamedTuple):
     key: bytes
 
 
+class RecordChanged(NamedTuple):
+    """A watched identifier has this newer record, or was withdrawn: verified, and told once by its operation.
+    `holder` told it; this node itself where it is one.
+    """
+
+    operation: int
+    record: Signed
+    resource: NamedRecord
+    chain: Chain
+    holder: Contact
+
+
 class PeerVerified(NamedTuple):
     """A server entered the routing table."""
 
@@ -246,4 +276,6 @@ class PeerLost(NamedTuple):
     contact: Contact
 
 
-Effect = SendDatagram | OperationEnded | RecordStored | RecordDropped | PeerVerified | PeerLost
+Effect = (
+    SendDatagram | OperationEnded | RecordStored | RecordDropped | RecordChanged | PeerVerified | PeerLost
+)

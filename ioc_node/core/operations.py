@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ioc_node.core.events import Fault, FindReport, Hop, JoinReport, OperationEnded, PingReport, Report, Trace
 from ioc_node.core.exchange import Request
 from ioc_node.core.lookup import Lookup
-from ioc_node.core.routing import Contact, usable_contacts
+from ioc_node.core.routing import Contact
 from ioc_node.core.session import Outbox
 from ioc_node.errors import NodeError, PeerUnreachable
 from ioc_wire import dht as wire
@@ -44,6 +44,10 @@ class Operation:
         self.ended = True
         self.dht.operations.pop(self.number, None)
 
+    def cancel(self, now: float, out: Outbox) -> None:
+        """End because nobody waits for it any more."""
+        self.close()
+
     def finish(self, result: Report | Fault, out: Outbox) -> None:
         """End, once."""
         if not self.ended:
@@ -69,7 +73,9 @@ class Operation:
         def on_answer(answer: AnyMessage | Fault, request: Request, now: float, out: Outbox) -> None:
             if isinstance(answer, wire.Refusal):
                 answer = error_of(answer.code, answer.detail)
-            self.trace.hops.append(Hop(contact, depth, now - request.began, _outcome(answer)))
+            if not self.ended:
+                outcome = _outcome(answer)
+                self.trace.hops.append(Hop(contact, depth, now - request.began, outcome, request.tries))
             answered(contact, answer, now, out)
 
         exchange.ask(number, build(number), contact.node_id, contact.address, on_answer, now, out)
@@ -131,7 +137,7 @@ class Search(Operation):
 
     def hear(self, contact: Contact, told: Iterable[wire.Contact], now: float) -> None:
         """`contact` answered and told of these servers."""
-        contacts = usable_contacts(told, contact.address)
+        contacts = self.dht.usable(told, contact)
         self.lookup.answered(contact.node_id, contacts)
         self.dht.upkeep.hear_of(contacts, now)
 
@@ -225,7 +231,9 @@ class _SelfLookup(Search):
 def _outcome(answer: AnyMessage | Fault) -> str:
     """What a trace says of an answer."""
     if isinstance(answer, wire.Value):
-        return "record" if answer.record is not None else f"not held, {len(answer.nodes)} servers told"
+        if answer.record is not None:
+            return answer.record.kind
+        return f"not held, {len(answer.nodes)} servers told"
     if isinstance(answer, wire.Nodes):
         return f"{len(answer.nodes)} servers told"
     if isinstance(answer, wire.Holders):

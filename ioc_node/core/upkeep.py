@@ -14,7 +14,7 @@ from ioc_node.core.challenge import Address
 from ioc_node.core.events import Fault, PeerLost, RecordDropped
 from ioc_node.core.exchange import Request
 from ioc_node.core.operations import Operation, PingOperation
-from ioc_node.core.routing import Contact, usable_contacts
+from ioc_node.core.routing import Contact
 from ioc_node.core.session import Outbox
 from ioc_wire import dht as wire
 from ioc_wire import limits
@@ -173,7 +173,7 @@ class _Sweep(Operation):
         if not isinstance(answer, wire.Nodes):
             self._end(False, now, out)
             return
-        self.upkeep.hear_of(usable_contacts(answer.nodes, contact.address), now)
+        self.upkeep.hear_of(self.dht.usable(answer.nodes, contact), now)
         self.upkeep.verify(now, out)
         last = answer.nodes[-1].node_id if answer.nodes else self.after
         if len(answer.nodes) < limits.REPLICATION or self.pages >= SWEEP_PAGES_MAX or last <= self.after:

@@ -324,7 +324,7 @@ async def open_dht(
         machine = DhtMachine(
             key=key, trust=Trust(network_id=network_id, admission=admission, roots=roots), chance=rng,
             unix_offset=time.time() - now, server=server, chain=chain,
-            address=(advertise_host or sock.address[0], sock.address[1]), now=now,
+            address=(advertise_host or sock.address[0], sock.address[1]), ipv6=":" in sock.address[0], now=now,
         )  # fmt: skip
         dht = Dht(machine, key, sock.address)
         dht._driver = Driver(machine, sock, dht._perform)

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ioc_node.core import routing
 from ioc_node.core.routing import address_scope, usable_contacts
 from ioc_wire import dht as wire
 from ioc_wire.dht import Contact, Handshake, HolderRecord, Knock, Whoareyou
 from ioc_wire.errors import Expired, Malformed, WireError, error_of, error_table
 from ioc_wire.signed import Signed, sign
-from tests.core.staple import UNIX, key_of
+from tests.core.staple import UNIX, Network, key_of
 
 DECODERS: list[Callable[[bytes], object]] = [
     wire.decode_knock,
@@ -139,3 +140,13 @@ def test_nobody_on_the_internet_sends_us_to_a_private_address() -> None:
     assert hosts("10.0.0.9") == ["10.0.0.1", "8.8.8.8"]
     assert hosts("127.0.0.1") == ["127.0.0.1", "10.0.0.1", "8.8.8.8"]
     assert [address_scope(h) for h in ("::1", "fe80::1", "ff02::1")] == [0, 1, -1]
+
+
+def test_a_node_without_ipv6_does_not_try_it() -> None:
+    network = Network()
+    told = [wire.Contact(bytes(32), wire.pack_host(host), 1) for host in ("9.9.9.9", "2001:4860::1")]
+    teller = routing.Contact(bytes(32), ("8.8.8.8", 1))
+    both = network.nodes[network.add("alice")].usable(told, teller)
+    assert [contact.address[0] for contact in both] == ["9.9.9.9", "2001:4860::1"]
+    old = network.nodes[network.add("bob", ipv6=False)].usable(told, teller)
+    assert [contact.address[0] for contact in old] == ["9.9.9.9"]
