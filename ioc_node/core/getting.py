@@ -20,7 +20,7 @@ from ioc_wire import dht as wire
 from ioc_wire import limits
 from ioc_wire.cid import cid_key
 from ioc_wire.dht import AnyMessage, HolderRecord
-from ioc_wire.errors import BadIdentifier, ChainUnknown, NotFound, OlderVersion, Withdrawn, WireError
+from ioc_wire.errors import BadIdentifier, ChainUnknown, NotFound, OlderVersion, WireError, Withdrawn
 from ioc_wire.identity import base32
 from ioc_wire.records import NamedRecord, Tombstone, named_payload
 from ioc_wire.signed import Signed
