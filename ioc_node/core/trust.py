@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Collection
 from typing import Final, Literal, NamedTuple
 
+from ioc_node.core.checked import CheckedSignatures
 from ioc_wire import limits
 from ioc_wire.authority import SERVER_ROLES, Grant, chain_hash, check_names, verify_chain
 from ioc_wire.cid import Cid
@@ -27,10 +28,20 @@ class _Known(NamedTuple):
 
 
 class Trust:
-    """One network's rule. `network_id` is the SHA-256 of its definition, `roots` its root public keys."""
+    """One network's rule. `network_id` is the SHA-256 of its definition, `roots` its root public keys. `checked` may be
+    shared with others; a node has its own.
+    """
 
-    def __init__(self, *, network_id: bytes, admission: Admission, roots: Collection[bytes]) -> None:
+    def __init__(
+        self,
+        *,
+        network_id: bytes,
+        admission: Admission,
+        roots: Collection[bytes],
+        checked: CheckedSignatures | None = None,
+    ) -> None:
         self.network_id = network_id
+        self.checked = CheckedSignatures() if checked is None else checked
         self.admission: Admission = admission
         self.certified = admission == "certified"
         self.roots = frozenset(roots)
@@ -97,7 +108,7 @@ class Trust:
         """
         if signed.key in self.revoked:
             raise Revoked("the record's key")
-        record, cid = verify_named(signed, now=unix)
+        record, cid = verify_named(signed, now=unix, check=self.checked.check)
         grant = None
         if chain_name is not None:
             known = self._known.get(chain_name)

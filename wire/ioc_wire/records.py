@@ -13,7 +13,7 @@ from ioc_wire import limits
 from ioc_wire.cid import Cid, parse_cid
 from ioc_wire.codec import Digest, Host, Message, Name, Port, ShortText, UInt, decode, encode
 from ioc_wire.errors import BadIdentifier, Expired, NotYetValid, TooLarge
-from ioc_wire.signed import Signed, SignedPayload, verify
+from ioc_wire.signed import Check, Signed, SignedPayload, verify
 
 Milli = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
 """Thousandths: of one accelerator, or of one core."""
@@ -128,20 +128,21 @@ NamedRecord = ResourceRecord | Tombstone
 """What the DHT keeps under an identifier's key."""
 
 
-def verify_tombstone(signed: Signed, *, now: float) -> tuple[Tombstone, Cid]:
+def verify_tombstone(signed: Signed, *, now: float, check: Check | None = None) -> tuple[Tombstone, Cid]:
     """As `verify_record`, for a tombstone; raises the same."""
     _check_size(signed)
-    tombstone = verify(signed, Tombstone)
+    tombstone = verify(signed, Tombstone, check=check)
     cid = parse_cid(tombstone.cid)
     check_period(tombstone.issued, tombstone.expires, limits.RECORD_SECONDS_MAX, now, tombstone.cid)
     return tombstone, cid
 
 
-def verify_named(signed: Signed, *, now: float) -> tuple[NamedRecord, Cid]:
-    """A record or a tombstone, told apart by the signed kind; raises as `verify_record`, and `UnknownType`."""
+def verify_named(signed: Signed, *, now: float, check: Check | None = None) -> tuple[NamedRecord, Cid]:
+    """A record or a tombstone, told apart by the signed kind; raises as `verify_record`, and `UnknownType`. `check`
+    as in `ioc_wire.signed.verify`."""
     if signed.kind == Tombstone.kind:
-        return verify_tombstone(signed, now=now)
-    return verify_record(signed, now=now)
+        return verify_tombstone(signed, now=now, check=check)
+    return verify_record(signed, now=now, check=check)
 
 
 def named_payload(signed: Signed) -> NamedRecord:
@@ -157,14 +158,14 @@ def _check_size(signed: Signed) -> None:
         raise TooLarge(f"record of {size} bytes, at most {limits.RECORD_BYTES_MAX} are allowed")
 
 
-def verify_record(signed: Signed, *, now: float) -> tuple[ResourceRecord, Cid]:
+def verify_record(signed: Signed, *, now: float, check: Check | None = None) -> tuple[ResourceRecord, Cid]:
     """Check a record's size, signature, identifier and period. Authority over the prefix is checked separately
     (`ioc_wire.authority.check_names`), because chains are verified once and cached.
 
     Raises `TooLarge`, `BadSignature`, `BadIdentifier`, `Expired`, `NotYetValid` or `Malformed`.
     """
     _check_size(signed)
-    record = verify(signed, ResourceRecord)
+    record = verify(signed, ResourceRecord, check=check)
     cid = parse_cid(record.cid)
     if record.place.city and record.place.city != cid.city:
         raise BadIdentifier(f"{record.cid} stands in city {record.place.city!r}, its name says {cid.city!r}")
