@@ -130,7 +130,7 @@ class Exchange:
     def on_answer(self, session: Session, answer: AnyMessage, now: float, out: Outbox) -> None:
         """An answer came in: give it to its owner, if it was asked for, of this node."""
         request = self._pending.get(answer.request)
-        if request is None or (request.node_id is not None and request.node_id != session.node_id):
+        if request is None or request.node_id != session.node_id:  # it is known once its handshake is done
             return
         del self._pending[request.number]
         if request.tries == 1:
