@@ -248,7 +248,7 @@ def address_scope(host: str) -> int:
     address = ipaddress.ip_address(host.partition("%")[0])
     if address.is_loopback:
         return 0
-    if address.is_multicast or address.is_unspecified or (address.is_reserved and not address.is_private):
+    if address.is_multicast or address.is_unspecified or address.is_reserved:
         return -1
     return 1 if address.is_private or address.is_link_local else 2
 
