@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from ioc_node.core import sessions
+from ioc_node.core.candidates import CANDIDATES_MAX
 from ioc_node.core.challenge import SPENT_MAX, Address
 from ioc_node.core.dht import DhtMachine
 from ioc_node.core.events import (
@@ -21,7 +22,6 @@ from ioc_node.core.events import (
     PingStarted,
     PutStarted,
 )
-from ioc_node.core.routing import CANDIDATES_MAX
 from ioc_node.core.session import SendDatagram
 from ioc_wire import dht as wire
 from ioc_wire import limits

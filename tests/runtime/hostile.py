@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import trio
 
-from ioc_node.core import challenge, exchange, rates, routing, sessions, storage
+from ioc_node.core import candidates, challenge, exchange, rates, routing, sessions, storage
 from ioc_node.core.challenge import Address
 from ioc_node.runtime.dht import Dht, open_dht
 from ioc_wire import dht as wire
@@ -56,7 +56,7 @@ def check_bounds(dht: Dht) -> None:
     assert len(m.sessions._challenges._spent) <= challenge.SPENT_MAX
     assert len(m.sessions._handshakes._buckets) <= rates.BUCKETS_MAX
     assert len(m.exchange) <= exchange.REQUESTS_MAX
-    assert len(m.upkeep._candidates) <= routing.CANDIDATES_MAX
+    assert len(m.upkeep._candidates) <= candidates.CANDIDATES_MAX
     assert len(m.table) <= routing.FULL_TABLE_SERVERS_MAX
     assert len(m.store) <= storage.RECORDS_MAX
     assert len(m.holders) <= storage.BLOBS_MAX

@@ -9,6 +9,7 @@ import trio.testing
 
 from ioc_node.core import challenge, sessions
 from ioc_node.core.events import RecordStored
+from ioc_node.core.upkeep import ROUND_SECONDS
 from ioc_node.runtime.dht import Change, Dht, open_dht
 from ioc_wire import dht as wire
 from ioc_wire.signed import Signed
@@ -146,7 +147,7 @@ async def test_later(
     """After the cookie's life and after the session's: the HANDSHAKE is worthless, then the messages too."""
     monkeypatch.setattr(sessions, "SESSION_SECONDS", SESSION_SECONDS)
     async with open_scene() as scene:
-        await trio.sleep(late)
+        await trio.sleep(late + ROUND_SECONDS * 2)
         before, replayed = state(scene.bob), scene.bob.counters()["replayed"]
         told = len(scene.relay.seen)
         for data in scene.packets:
