@@ -11,6 +11,7 @@ from ioc_node.core.routing import RoutingTable
 from ioc_node.core.session import Outbox, Session
 from ioc_node.core.storage import HolderStore, RecordStore
 from ioc_node.core.trust import Trust
+from ioc_node.core.watching import WatchTable
 from ioc_wire import dht as wire
 from ioc_wire import limits
 from ioc_wire.cid import cid_key
@@ -34,7 +35,9 @@ HOLDERS_MAX: Final = 4
 
 
 class Answering:
-    """Answers requests from this node's table and stores. A client (`server` false) answers pings only."""
+    """Answers requests from this node's table and stores. A client (`server` false) answers pings, and
+    holders that tell of what it watches.
+    """
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class Answering:
         store: RecordStore,
         holders: HolderStore,
         trust: Trust,
+        watches: WatchTable,
         server: bool,
         chance: Chance,
     ) -> None:
@@ -50,6 +54,7 @@ class Answering:
         self._store = store
         self._holders = holders
         self._trust = trust
+        self._watches = watches
         self._server = server
         self._chance = chance
         self._requests = RateTable(REQUESTS_PER_SECOND, REQUESTS_PER_SECOND)
@@ -66,6 +71,9 @@ class Answering:
             self._admit_request(session, now)
             if isinstance(request, wire.Ping):
                 return wire.Pong(request.request, wire.pack_host(session.address[0]), session.address[1])
+            if isinstance(request, wire.Changed):
+                self._admit_write(session, now)
+                return self._watches.on_changed(session, request, now, out)
             if not self._server:
                 raise Unserved("this node is a client of the DHT")
             if isinstance(request, wire.Get):
@@ -90,6 +98,8 @@ class Answering:
             return wire.ChainValue(request.request, chain)
         if isinstance(request, wire.GetHolders):
             return self._get_holders(request, unix)
+        if isinstance(request, wire.Watch):
+            return self._watches.take(session, request, now)
         if isinstance(request, wire.PutMany):
             return self._keep_many(session, request, now, unix, out)
         self._admit_write(session, now)
@@ -98,7 +108,7 @@ class Answering:
         elif isinstance(request, wire.PutChain):
             self._trust.learn(request.chain, unix=unix)
         elif isinstance(request, wire.Announce):
-            self._holders.put(request.holder, wire.verify_holder(request.holder, now=unix), unix)
+            self._holders.put(request.holder, self._trust.check_holder(request.holder, unix=unix), unix)
         else:
             raise Unserved(f"{type(request).__name__} is not served here")
         return wire.Stored(request.request)
@@ -145,6 +155,7 @@ class Answering:
         out.extend(map(RecordDropped, self._store.put(key, request.record, record, request.chain_hash, unix)))
         chain = self._trust.chain(request.chain_hash) if request.chain_hash is not None else None
         out.append(RecordStored(key, request.record, chain or ()))
+        self._watches.changed(key, unix)
 
     def _get(self, request: wire.Get, unix: float) -> wire.Value:
         held = self._store.get(request.key, unix)

@@ -19,6 +19,7 @@ from ioc_node.core.answering import Answering
 from ioc_node.core.challenge import Address
 from ioc_node.core.chance import Chance
 from ioc_node.core.diversity import Labels
+from ioc_node.core.ending import end_refused, end_trust
 from ioc_node.core.events import (
     AnnounceStarted,
     ClockRead,
@@ -29,6 +30,7 @@ from ioc_node.core.events import (
     GetStarted,
     HoldersStarted,
     JoinStarted,
+    KeyRevoked,
     OperationCancelled,
     OperationEnded,
     PeerVerified,
@@ -36,6 +38,7 @@ from ioc_node.core.events import (
     PutStarted,
     RecordsRestored,
     Tick,
+    WatchStarted,
 )
 from ioc_node.core.exchange import Exchange
 from ioc_node.core.getting import GetOperation, HoldersOperation
@@ -48,6 +51,7 @@ from ioc_node.core.storage import RECORDS_MAX, RECORDS_PER_PUBLISHER_MAX, Holder
 from ioc_node.core.timers import Timed, Timer, Timers
 from ioc_node.core.trust import Trust
 from ioc_node.core.upkeep import Upkeep
+from ioc_node.core.watching import WatchOperation, WatchTable
 from ioc_wire import dht as wire
 from ioc_wire.authority import Delegation
 from ioc_wire.codec import decode
@@ -101,11 +105,13 @@ class DhtMachine:
         self.holders = HolderStore()
         self.upkeep = Upkeep(self)
         self.exchange = Exchange(self.sessions, chance, self.upkeep.on_silent)
+        self.watches = WatchTable(self)
         self.answering = Answering(
             table=self.table,
             store=self.store,
             holders=self.holders,
             trust=trust,
+            watches=self.watches,
             server=server,
             chance=chance,
         )
@@ -130,6 +136,8 @@ class DhtMachine:
         elif type(event) is ClockRead:
             self.unix_offset = event.unix - now
             self.sessions.set_clock(self.unix_offset)
+        elif type(event) is KeyRevoked:
+            end_trust(self, event.ended, out)
         elif type(event) is RecordsRestored:
             self._restore(event, now, out)
         else:
@@ -199,6 +207,8 @@ class DhtMachine:
             return GetOperation(self, event, now)
         if isinstance(event, PutStarted):
             return PutOperation(self, event, now)
+        if isinstance(event, WatchStarted):
+            return WatchOperation(self, event, now)
         if isinstance(event, JoinStarted):
             return JoinOperation(self, event.operation, now, event.addresses)
         if isinstance(event, FindStarted):
@@ -241,6 +251,7 @@ class DhtMachine:
         elif type(event) is Challenged:
             self.exchange.on_challenged(event, now)
         elif type(event) is Failed:
+            end_refused(self, event, out)
             self.exchange.on_failed(event, now, out)
         elif type(event) is Lost:
             self.exchange.on_lost(event, now, out)

@@ -36,7 +36,7 @@ CORRECTIONS_MAX: Final = 8
 HOLDERS_ENOUGH: Final = 16
 
 
-class _Found:
+class Found:
     """A valid record or tombstone and who gave it."""
 
     __slots__ = ("chain_hash", "contact", "hop", "record", "signed")
@@ -63,7 +63,7 @@ class GetOperation(Search):
         self.min_version = event.min_version
         self.answers = event.answers
         self.nodes_max = 0 if self.full_view else limits.REPLICATION
-        self.found: list[_Found] = []
+        self.found: list[Found] = []
         self.behind: list[Contact] = []
         self.chains_awaited = 0
         self.first: dict[bytes, Contact] = {}
@@ -81,7 +81,7 @@ class GetOperation(Search):
             and self.dht.trust.stands(held.signed, held.chain_hash)
         ):
             record = named_payload(held.signed)
-            self.found.append(_Found(self.dht.contact, 0, held.signed, record, held.chain_hash))
+            self.found.append(Found(self.dht.contact, 0, held.signed, record, held.chain_hash))
         if len(self.found) >= self.answers:
             self.conclude(now, out)
         elif self.full_view:
@@ -181,7 +181,7 @@ class GetOperation(Search):
             self._reject(contact, error)
         else:
             hop = self.lookup.hop(contact.node_id) if self.wide else 1
-            self.found.append(_Found(contact, hop, signed, record, chain_hash))
+            self.found.append(Found(contact, hop, signed, record, chain_hash))
             if len(self.found) >= self.answers and not self.ended:
                 self.conclude(now, out)
 
@@ -234,6 +234,10 @@ class GetOperation(Search):
         for contact in (self.behind + older)[:CORRECTIONS_MAX]:
             correct(self.dht, contact, best.signed, best.chain_hash, now, out)
         self._note_waiting(now)
+        self.report(best, now, out)
+
+    def report(self, best: Found, now: float, out: Outbox) -> None:
+        """End with what was found."""
         if isinstance(best.record, Tombstone):
             self.finish(withdrawn(best.record), out)
             return
@@ -263,7 +267,7 @@ class GetOperation(Search):
             self.trace.hops.append(Hop(contact, depth, now - self.began, "no answer yet"))
 
 
-def _order(found: _Found) -> tuple[int, int]:
+def _order(found: Found) -> tuple[int, int]:
     return found.record.order
 
 
@@ -301,7 +305,7 @@ class HoldersOperation(Search):
 
     def _keep(self, signed: Signed, now: float) -> None:
         try:
-            holder = wire.verify_holder(signed, now=self.dht.unix(now))
+            holder = self.dht.trust.check_holder(signed, unix=self.dht.unix(now))
         except WireError:
             self.dht.rejected += 1
             return
