@@ -9,6 +9,7 @@ from ioc_node.core.challenge import Address
 from ioc_node.core.lookup import Ending
 from ioc_node.core.routing import Contact
 from ioc_node.core.session import SendDatagram
+from ioc_node.core.trust import Ended
 from ioc_node.errors import NodeError
 from ioc_wire.dht import HolderRecord
 from ioc_wire.errors import WireError
@@ -105,6 +106,12 @@ class RecordsRestored(NamedTuple):
     records: tuple[tuple[Signed, Chain], ...]
 
 
+class KeyRevoked(NamedTuple):
+    """`Trust` took in a revocation; this is what it ended."""
+
+    ended: Ended
+
+
 class ClockRead(NamedTuple):
     """The wall clock shows `unix` seconds since 1970; the machine's own clock may have stood still
     meanwhile.
@@ -133,6 +140,7 @@ Event = (
     | OperationCancelled
     | RecordsRestored
     | ClockRead
+    | KeyRevoked
 )
 
 

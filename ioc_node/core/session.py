@@ -129,10 +129,11 @@ class Challenged(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """Our attempt was refused, or found somebody else."""
+    """Our attempt was refused, or found somebody else. `refused_here`: the peer proved its key, and we refuse it."""
 
     attempt: Attempt
     error: WireError
+    refused_here: bool = False
 
 
 class Lost(NamedTuple):

@@ -163,6 +163,11 @@ class Sessions:
             del self._by_node[session.node_id]
         session.elder = None
 
+    def drop_node(self, node_id: bytes) -> None:
+        """Forget all sessions with a node."""
+        for session in [s for s in self._sessions.values() if s.node_id == node_id]:
+            self.drop(session)
+
     def send(self, session: Session, data: bytes, out: Outbox) -> None:
         """Send one message (at most `PLAINTEXT_BYTES_MAX` bytes). A responder's first becomes the ACCEPT."""
         if session.unaccepted is not None and self._accept(session, data, out):
@@ -367,7 +372,7 @@ class Sessions:
                 attempt.key, accepted.chain, server=server, unix=now + self._unix_offset
             )
         except WireError as error:
-            return Failed(attempt, error)
+            return Failed(attempt, error, refused_here=True)
         session = Session(
             key=attempt.key, node_id=attempt.node_id, address=address, local_id=attempt.session_id,
             remote_id=accepted.session_id, is_server=server, opens=attempt.open, seals=attempt.seal,

@@ -8,9 +8,11 @@ tombstone is kept like the record whose place it takes, so that an older record 
 import heapq
 from bisect import bisect_left, insort
 from collections import Counter, OrderedDict
+from collections.abc import Collection
 from typing import Final
 
 from ioc_node.core.chance import Chance
+from ioc_node.core.trust import Ended
 from ioc_wire import limits
 from ioc_wire.dht import HolderRecord
 from ioc_wire.errors import OlderVersion, OverQuota
@@ -116,6 +118,13 @@ class RecordStore:
             heapq.heapify(self._expiries)
         return dropped
 
+    def drop_ended(self, ended: Ended) -> list[bytes]:
+        """Drop what rests on what was revoked; return the keys."""
+        gone = [held for held in self._held.values() if ended.ends(held.signed, held.chain_hash)]
+        for held in gone:
+            self._drop(held)
+        return [held.key for held in gone]
+
     def _make_room(self, distance: int, unix: float) -> list[bytes]:
         if len(self._held) < self._records_max:
             return []
@@ -177,6 +186,17 @@ class HolderStore:
         """Drop what has expired; called now and then."""
         for blob in list(self._blobs):
             self._expire(blob, unix)
+
+    def drop_of(self, keys: Collection[bytes]) -> None:
+        """Drop the announcements of these holders."""
+        if not keys or not any(self._published[key] for key in keys):
+            return
+        for blob, holders in list(self._blobs.items()):
+            for key in keys:
+                if holders.pop(key, None) is not None:
+                    self._count_down(key)
+            if not holders:
+                del self._blobs[blob]
 
     def _expire(self, blob: bytes, unix: float) -> None:
         holders = self._blobs.get(blob)

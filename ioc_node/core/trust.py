@@ -1,17 +1,30 @@
 """Whom this node believes: the network's rule, and a bounded cache of verified delegation chains.
 
 A chain is verified once and remembered by its hash, so that checking a record costs one Ed25519 verification.
-A remembered chain is believed until its last link ends or a key in it is revoked.
+A remembered chain is believed until its last link ends or something in it is revoked.
+
+A revocation counts from the moment that `take` has taken it in: nothing that rests on it is verified any more. What was
+verified before is ended by whoever holds it (sessions, records, catalogue, links), told by the `Ended`.
 """
 
+import itertools
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
 from ioc_node.core.checked import CheckedSignatures
+from ioc_node.core.revocations import Revocations
 from ioc_wire import limits
-from ioc_wire.authority import SERVER_ROLES, Grant, chain_hash, check_names, verify_chain
+from ioc_wire.authority import (
+    SERVER_ROLES,
+    Grant,
+    RevocationNews,
+    chain_hash,
+    check_names,
+    verify_chain,
+)
 from ioc_wire.cid import Cid
+from ioc_wire.dht import HolderRecord, verify_holder
 from ioc_wire.errors import BrokenChain, ChainUnknown, Expired, PrefixNotCovered, Revoked, RoleNotGranted
 from ioc_wire.records import NamedRecord, verify_named
 from ioc_wire.signed import Signed
@@ -25,6 +38,41 @@ Admission = Literal["open", "certified"]
 class _Known(NamedTuple):
     chain: tuple[Signed, ...]
     grant: Grant
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """Issuers from the first on, then the last subject."""
+        return (*(link.key for link in self.chain), self.grant.subject)
+
+
+class _Either(Collection[bytes]):
+    """A live view of two sets."""
+
+    def __init__(self, first: set[bytes], second: set[bytes]) -> None:
+        self._first, self._second = first, second
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._first or key in self._second
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._first | self._second)
+
+    def __len__(self) -> int:
+        return len(self._first | self._second)
+
+
+class Ended(NamedTuple):
+    """What a revocation ended: `keys` that lost what they held, and the names of `chains` that were believed.
+    `whole` is the key that was revoked whole, if one was: also its word without any chain counts no more.
+    """
+
+    keys: frozenset[bytes]
+    chains: frozenset[bytes]
+    whole: bytes | None
+
+    def ends(self, signed: Signed, chain_name: bytes | None) -> bool:
+        """Whether what was verified of these before rested on it."""
+        return signed.key == self.whole or chain_name in self.chains
 
 
 class Trust:
@@ -45,7 +93,10 @@ class Trust:
         self.admission: Admission = admission
         self.certified = admission == "certified"
         self.roots = frozenset(roots)
-        self.revoked: set[bytes] = set()
+        self.revocations = Revocations(roots=self.roots, certified=self.certified)
+        self._forbidden: set[bytes] = set()
+        self.revoked: Collection[bytes] = _Either(self._forbidden, self.revocations.whole)
+        """Keys of which nothing counts; a live view."""
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
 
     def learn(self, chain: tuple[Signed, ...], *, unix: float) -> tuple[bytes, Grant]:
@@ -56,7 +107,14 @@ class Trust:
         name = chain_hash(chain)
         known = self._known.get(name)
         if known is None or unix > known.grant.not_after + limits.CLOCK_SKEW_SECONDS:
-            grant = verify_chain(chain, roots=self.roots, now=unix, revoked=self.revoked)
+            grant = verify_chain(
+                chain,
+                roots=self.roots,
+                now=unix,
+                revoked=self.revoked,
+                ended=self.revocations.ended,
+                self_certified=not self.certified,
+            )
             known = self._known[name] = _Known(tuple(chain), grant)
             if len(self._known) > CHAINS_MAX:
                 self._known.popitem(last=False)
@@ -68,12 +126,38 @@ class Trust:
         known = self._known.get(name)
         return None if known is None else known.chain
 
-    def revoke(self, key: bytes) -> None:
-        """Believe nothing any more that `key` signed or was granted."""
-        self.revoked.add(key)
-        for name, known in list(self._known.items()):
-            if known.grant.subject == key or any(link.key == key for link in known.chain):
-                del self._known[name]
+    def take(self, news: RevocationNews, *, unix: float) -> Ended | None:
+        """Take in a revocation; None where it tells nothing new.
+
+        Raises what `verify_revocation` raises, and `OverQuota`.
+        """
+        remembered = self.revocations.take(news, unix=unix)
+        if remembered is None:
+            return None
+        return self._forget_ended(remembered.revocation.subject, whole=remembered.whole)
+
+    def revoke(self, key: bytes) -> Ended:
+        """Believe nothing any more that `key` signed or was granted, on this node's own account and for good."""
+        self._forbidden.add(key)
+        return self._forget_ended(key, whole=True)
+
+    def _forget_ended(self, key: bytes, *, whole: bool) -> Ended:
+        ended = {name: known for name, known in self._known.items() if self._is_ended(known.keys)}
+        for name in ended:
+            del self._known[name]
+        keys = {known.grant.subject for known in ended.values()} | {key}
+        return Ended(frozenset(keys), frozenset(ended), key if whole else None)
+
+    def _is_ended(self, keys: Sequence[bytes]) -> bool:
+        """Whether a chain with these keys, the first issuer's first, is broken by what was revoked."""
+        revoked, pairs = self.revoked, self.revocations.ended
+        if any(key in revoked for key in keys):
+            return True
+        return bool(pairs) and any(pair in pairs for pair in itertools.combinations(keys, 2))
+
+    def has_ended(self, key: bytes, chain: Sequence[Signed]) -> bool:
+        """Whether `key`, or the verified chain that it showed, was revoked."""
+        return key in self.revoked or self._is_ended([*(link.key for link in chain), key])
 
     def admit(
         self, key: bytes, chain: tuple[Signed, ...] | None, *, server: bool, unix: float
@@ -98,6 +182,12 @@ class Trust:
     def stands(self, signed: Signed, chain_name: bytes | None) -> bool:
         """Whether nothing was revoked, or forgotten, that a verified record rests on."""
         return signed.key not in self.revoked and (chain_name is None or chain_name in self._known)
+
+    def check_holder(self, signed: Signed, *, unix: float) -> HolderRecord:
+        """Check that a node announces a blob; raises `Revoked` and what `verify_holder` raises."""
+        if signed.key in self.revoked:
+            raise Revoked("the holder's key")
+        return verify_holder(signed, now=unix)
 
     def check_record(
         self, signed: Signed, chain_name: bytes | None, *, unix: float
