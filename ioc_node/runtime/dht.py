@@ -26,12 +26,15 @@ from ioc_node.core.events import (
     JoinReport,
     PingReport,
     PutReport,
+    RecordChanged,
+    Trace,
 )
 from ioc_node.core.routing import Contact
 from ioc_node.core.trust import Admission, Trust
 from ioc_node.errors import NodeError, PeerUnreachable
 from ioc_node.runtime.datagrams import open_datagrams
 from ioc_node.runtime.driver import Driver, open_background
+from ioc_node.runtime.newest import Newest
 from ioc_wire.cid import cid_key
 from ioc_wire.dht import HolderRecord
 from ioc_wire.errors import WireError
@@ -80,6 +83,7 @@ class Dht:
         self._key = key
         self._numbers = itertools.count()
         self._waiting: dict[int, tuple[trio.Event, list[Any]]] = {}
+        self._watching: dict[int, Newest[RecordChanged]] = {}
         self._published: dict[str, tuple[Resign, float, float]] = {}
         self._young: set[str] = set()
         """Published, but not yet for a second time."""
@@ -130,11 +134,35 @@ class Dht:
         """
         return await self._do(PutReport, lambda n: events.PutStarted(n, record, tuple(chain)))
 
-    async def get(self, cid: str, min_version: int = 0, answers: int = 1) -> GetReport:
-        """Find the record of an identifier. Raises `NotFound` (it says how many were asked) or
-        `BadIdentifier`.
+    async def get(
+        self, cid: str, min_version: int = 0, answers: int = 1, *, trace: Trace | None = None
+    ) -> GetReport:
+        """Find the record of an identifier. Raises `NotFound` (it says how many were asked), `Withdrawn` or
+        `BadIdentifier`. The search is noted in `trace`, also where it fails or is cancelled.
         """
-        return await self._do(GetReport, lambda n: events.GetStarted(n, cid, min_version, answers))
+        return await self._do(GetReport, lambda n: events.GetStarted(n, cid, min_version, answers, trace))
+
+    @asynccontextmanager
+    async def watch(self, cid: str, version: int = 0) -> AsyncIterator[AsyncIterator[RecordChanged]]:
+        """Iterate over what becomes of an identifier: its record and each later one, above `version`, verified, and
+        a `Tombstone` when it is withdrawn. It goes on until the block is left.
+
+        One change is kept for who reads slowly, the newest: versions in between may be left out, order is kept.
+        Raises `BadIdentifier`, or `OverQuota` where this node watches too many.
+        """
+        number = next(self._numbers)
+        done, results = trio.Event(), []  # type: trio.Event, list[Any]
+        self._waiting[number] = (done, results)
+        newest = self._watching[number] = Newest[RecordChanged]()
+        try:
+            self._driver.feed(events.WatchStarted(number, cid, version))
+            if results:
+                raise results[0]
+            yield newest
+        finally:
+            self._waiting.pop(number, None)
+            self._watching.pop(number, None)
+            self._driver.feed(events.OperationCancelled(number))
 
     async def find_node(self, target: bytes) -> FindReport:
         """Find the servers nearest to a 32-byte target. Raises `PeerUnreachable`."""
@@ -204,6 +232,11 @@ class Dht:
         return result
 
     def _perform(self, effect: events.Effect) -> None:
+        if isinstance(effect, RecordChanged):
+            newest = self._watching.get(effect.operation)
+            if newest is not None:
+                newest.put(effect)
+            return
         if isinstance(effect, events.OperationEnded):
             waiting = self._waiting.get(effect.operation)
             if waiting is not None:
