@@ -1,10 +1,11 @@
 """The generated parts of `wire/SPEC.md`: between `<!-- generated: NAME -->` and `<!-- end -->`.
 
-Names: `limits`, `errors`, `kinds`, `frames` (of a bulk stream), `tags MODULE ...`, `structs MODULE NAME ...`
-(without names all structs of the module).
+Names: `limits`, `errors`, `kinds`, `frames` (of a bulk stream), `choices` (of the reference's DHT), `tags MODULE ...`,
+`structs MODULE NAME ...` (without names all structs of the module).
 """
 
 import ast
+import importlib
 import inspect
 import re
 from typing import Any, Final
@@ -40,6 +41,8 @@ def section(name: str) -> str:
             return kinds_table()
         case "frames":
             return frames_table()
+        case "choices":
+            return choices_table()
         case "tags":
             return tags_table(arguments)
         case "structs":
@@ -84,6 +87,63 @@ def frames_table() -> str:
         except UnknownType:
             continue
         rows.append(f"| {number} | {bulk._KINDS[number].__name__} |")
+    return "\n".join(rows)
+
+
+CHOICES: Final[dict[str, str]] = {
+    "challenge.COOKIE_STEP_SECONDS": "unit of the time in a cookie",
+    "challenge.COOKIE_STEPS": "of them a cookie is good for",
+    "challenge.SPENT_MAX": "spent cookies remembered",
+    "challenge.PREKEY_SECONDS": "a prekey is given out for so long, and accepted for twice as long",
+    "sessions.SESSIONS_MAX": "sessions held",
+    "sessions.ATTEMPTS_MAX": "handshakes under way as initiator",
+    "sessions.SESSION_SECONDS": "a session's life",
+    "sessions.RENEW_SECONDS": "age at which a session is not used for new requests",
+    "sessions.HANDSHAKES_PER_SECOND": "accepted from one host",
+    "sessions.REFUSALS_PER_SECOND": "REFUSED sent, in all",
+    "session.REPLAY_WINDOW": "counters below the highest",
+    "exchange.TRIES": "of a request, the first included",
+    "exchange.PATIENCE_SECONDS_FIRST": "without an estimate of the round trip",
+    "exchange.PATIENCE_SECONDS_MIN": "",
+    "exchange.PATIENCE_SECONDS_MAX": "",
+    "exchange.REQUESTS_MAX": "unanswered at a time",
+    "routing.FULL_TABLE_SERVERS_MAX": "a table of everybody, up to here",
+    "routing.REPLACEMENTS_MAX": "remembered per bucket",
+    "routing.GROUP_TABLE_MAX": "of one address group in a table",
+    "routing.GROUP_BUCKET_MAX": "of one address group in a bucket",
+    "routing.CHOSEN_FROM_MAX": "nearest servers among which replicas are chosen",
+    "candidates.CANDIDATES_MAX": "contacts not verified yet",
+    "upkeep.LIVENESS_SECONDS": "silence after which a server is pinged",
+    "upkeep.AGAIN_SECONDS": "until a lost server is tried again, then doubled",
+    "upkeep.AGAIN_SECONDS_MAX": "",
+    "lookup.SHORTLIST_MAX": "servers on one shortlist",
+    "getting.LIKELY": "nearest servers among which a get picks the quickest",
+    "getting.HEDGE_SECONDS_MIN": "patience with the quickest: this, or four round trips",
+    "getting.CORRECTIONS_MAX": "servers corrected after one get",
+    "getting.HOLDERS_ENOUGH": "holders of a blob",
+    "putting.GRACE_SECONDS": "a put waits for the others after the first stored it",
+    "answering.REQUESTS_PER_SECOND": "of one peer",
+    "answering.REQUESTS_PER_SECOND_ADDRESS": "of one IPv4 address, or /64 of IPv6",
+    "answering.WRITES_PER_SECOND": "of one peer",
+    "answering.WRITES_PER_SECOND_ADDRESS": "of one address",
+    "answering.WRITES_PER_SECOND_ALL": "of everybody",
+    "storage.RECORDS_MAX": "records held",
+    "storage.RECORDS_PER_PUBLISHER_MAX": "of one key",
+    "storage.BLOBS_MAX": "blobs whose holders are known",
+    "storage.HOLDERS_PER_BLOB_MAX": "",
+    "storage.HOLDERS_PER_PUBLISHER_MAX": "",
+}
+"""Constants of `ioc_node.core` that an implementer wants to see, with what they are."""
+
+
+def choices_table() -> str:
+    """What the reference chose where the protocol leaves it open. Raises `AttributeError` for a constant that moved:
+    then mend `CHOICES`."""
+    rows = ["| Choice | Value | |", "|---|---|---|"]
+    for name, meaning in CHOICES.items():
+        module, _, constant = name.partition(".")
+        value = getattr(importlib.import_module(f"ioc_node.core.{module}"), constant)
+        rows.append(f"| `{constant}` | {value:g} | {meaning} |")
     return "\n".join(rows)
 
 
