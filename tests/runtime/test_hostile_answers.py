@@ -126,7 +126,9 @@ async def test_everything_twice_is_once() -> None:
         assert bob.counters()["handshakes_accepted"] == 2
 
 
-async def test_an_answer_that_was_asked_of_another_counts_for_nothing() -> None:
+async def test_an_answer_that_was_asked_of_another_counts_for_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """Mallory sees the numbers of alice's requests grow, and answers those that she puts to silent others."""
     async with open_dht(**dht_options("mallory")) as mallory, open_dht(**dht_options("alice")) as alice:
         await alice.join([mallory.address])
