@@ -99,6 +99,109 @@ def demo(keep: bool, tiles: str, out: Path, topology: str, folder: Path | None, 
     return run_demo(folder, topology, tiles=tiles, out=out, keep=keep, as_json=as_json)
 
 
+@group.group()
+def sim() -> None:
+    """Simulate: the nodes' real machines, in virtual time, from one seed. The same seed gives the same run."""
+
+
+_share = click.FloatRange(0, 1)
+
+
+@sim.command()
+@click.option("--nodes", type=int, default=200, show_default=True, help="Servers of the DHT.")
+@click.option(
+    "--clients",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Clients beside them; if there are any, they do the reading.",
+)
+@click.option(
+    "--seed", type=int, default=1, show_default=True, help="All chance, and all keys, come from it."
+)
+@click.option(
+    "--start",
+    type=click.Choice(["warm", "joined"]),
+    default="warm",
+    show_default=True,
+    help="joined: every node joins through the protocol. warm: tables are filled by an oracle with what a "
+    "settled node knows (of each bucket k random servers, under the table's own rules); sessions are made "
+    "when they are needed, by the real handshake, either way.",
+)
+@click.option(
+    "--churn",
+    type=_share,
+    default=0.0,
+    help="Share of the servers, malicious or not, that go off at once after the first puts, without a word. "
+    "They stay in all tables, and nobody replaces them.",
+)
+@click.option(
+    "--malicious", default="0", metavar="[KIND:]SHARE", help="Share of the servers that is malicious."
+)
+@click.option(
+    "--kind",
+    default=None,
+    metavar="KIND",
+    help="How: silent, lying (tells only of colluders), inventing (tells of servers that do not exist), "
+    "stale, forging, flooding, or mixed (the default: silent, lying, stale and forging in equal parts).",
+)
+@click.option(
+    "--sybils", type=int, default=0, help="Malicious servers right beside one key, which all reads ask for."
+)
+@click.option("--groups", type=int, default=1, show_default=True, help="How many /24s the Sybils come from.")
+@click.option(
+    "--replica-groups/--no-replica-groups",
+    "diverse",
+    default=True,
+    help="Whether replicas are chosen from different /24s, as the real node does.",
+)
+@click.option(
+    "--latency",
+    default="constant:50",
+    show_default=True,
+    metavar="FILE|constant:MS",
+    help="Round trips: the same for all, or a square matrix of milliseconds (FILE:s for seconds). Nodes are "
+    "dealt out to its rows.",
+)
+@click.option("--loss", type=_share, default=0.0, help="Share of the datagrams that is lost.")
+@click.option("--duplicate", type=_share, default=0.0, help="Share that arrives twice.")
+@click.option("--reorder", type=_share, default=0.0, help="Share that comes up to 0.2 s late.")
+@click.option(
+    "--partition",
+    type=_share,
+    default=0.0,
+    help="Share of the nodes that is cut off from the others after the first puts, until the reads are done.",
+)
+@click.option(
+    "--skew", type=float, default=0.0, metavar="SECONDS", help="Clocks are wrong by up to this much."
+)
+@click.option("--trials", type=int, default=200, show_default=True, help="Reads.")
+@click.option("--records", type=int, default=50, show_default=True, help="Records to read.")
+@click.option(
+    "--updates",
+    type=_share,
+    default=0.25,
+    show_default=True,
+    help="Share of the records that gets a second version after the churn.",
+)
+@click.option(
+    "--answers", type=int, default=1, show_default=True, help="Valid answers that a read waits for."
+)
+@_json
+def dht(malicious: str, kind: str | None, as_json: bool, **rest: Any) -> int:
+    """Simulate a DHT and measure it; check its invariants. A broken one is printed with the command to replay it.
+
+    "Success" is the share of reads that gave a verified record, not older than what this reader saw before.
+    "Replica recall": of the 20 live servers nearest to a key, which share of the honest ones holds its record after a
+    put.
+    """
+    from ioc_testnet.sim.command import run_sim_dht
+    from ioc_testnet.sim.options import SimOptions, parse_malicious
+
+    share, kind_ = parse_malicious(malicious, kind)
+    return run_sim_dht(SimOptions(malicious=share, kind=kind_, **rest).check(), as_json=as_json)
+
+
 def main(args: Sequence[str] | None = None, **_: Any) -> NoReturn:
     """Entry point: run the command line and exit with its code."""
     sys.exit(run_group(group, args, "ioc-testnet"))

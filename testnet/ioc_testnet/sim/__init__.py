@@ -1,0 +1,1 @@
+"""The deterministic simulator: the real DHT machines in virtual time, from one seed."""
