@@ -8,7 +8,17 @@ import pytest
 
 from ioc_node.core import challenge, sessions
 from ioc_node.core.events import PingReport, PingStarted
-from ioc_node.core.session import Challenged, Failed, Lost, Opened, Received, SendDatagram
+from ioc_node.core.session import (
+    CIPHERS_AWAKE_MAX,
+    Challenged,
+    Cipher,
+    Failed,
+    Lost,
+    Opened,
+    Received,
+    SendDatagram,
+    _context,
+)
 from ioc_node.core.sessions import Sessions
 from ioc_node.core.trust import Trust
 from ioc_node.errors import PeerUnreachable
@@ -93,6 +103,27 @@ def test_messages_are_accepted_once_and_out_of_order_within_the_window() -> None
     accepted = [i for i, event in zip(order, seen, strict=True) if event is not None]
     assert accepted == [5, 3, 4, 60, 10, 99, 36, 98], "35 lies more than 63 behind 99"
     assert bob.counters.replayed == 4
+
+
+def test_a_session_that_rested_goes_on_where_it_was() -> None:
+    """Its ciphers' contexts made room for those of others; counters and window are untouched."""
+    alice, bob = sessions_of("alice"), sessions_of("bob")
+    opened, _, _ = shake_hands(alice, bob)
+    out: list[SendDatagram] = []
+    for _ in range(3):
+        alice.send(opened.session, b"before", out)
+    before = [effect.data for effect in out]
+    assert isinstance(bob.receive(before[2], ALICE, 0.0, []), Received)
+    for number in range(CIPHERS_AWAKE_MAX):
+        Cipher(number.to_bytes(16, "big")).encrypt(bytes(12), b"", b"")
+    assert _context.cache_info().currsize == CIPHERS_AWAKE_MAX
+    out.clear()
+    alice.send(opened.session, b"after", out)
+    event = bob.receive(take(out), ALICE, 0.0, [])
+    assert isinstance(event, Received)
+    assert event.data == b"after"
+    assert event.session.highest == 4
+    assert bob.receive(before[2], ALICE, 0.0, []) is None, "still a replay"
 
 
 def test_a_recorded_handshake_is_worthless_elsewhere_and_later() -> None:

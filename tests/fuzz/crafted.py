@@ -7,9 +7,8 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from ioc_node.core.session import derive_ciphers
+from ioc_node.core.session import Cipher, derive_ciphers
 from ioc_wire import dht as wire
 from ioc_wire import limits
 from ioc_wire.identity import node_id_of
@@ -29,8 +28,8 @@ class Initiator:
         self.session_id = dice.randbytes(wire.SESSION_ID_BYTES)
         self.nonce = dice.randbytes(12)
         self._secret = X25519PrivateKey.from_private_bytes(dice.randbytes(32))
-        self.seals: AESGCM | None = None
-        self.opens: AESGCM | None = None
+        self.seals: Cipher | None = None
+        self.opens: Cipher | None = None
 
     def knock(self, version: int = limits.PROTOCOL_VERSION) -> bytes:
         node_id = node_id_of(self.public)
@@ -79,7 +78,7 @@ class Responder:
         self.network_id = network_id
         self._prekey = X25519PrivateKey.from_private_bytes(dice.randbytes(32))
         self._cookie = dice.randbytes(wire.COOKIE_BYTES)
-        self.seals: AESGCM | None = None
+        self.seals: Cipher | None = None
 
     def whoareyou(self, knock: bytes, not_after: int, *, signer: Ed25519PrivateKey | None = None) -> bytes:
         """The challenge; `signer` signs the prekey instead of our key."""
