@@ -10,7 +10,7 @@ Nothing here reads a clock: `unix` is seconds since 1970. Refusals are raised as
 
 import enum
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -109,11 +109,14 @@ class Catalogue:
 
     def find(self, cid: str) -> Signed | None:
         """The signed record of an identifier; the one of the smallest provider key where several claim it."""
-        for provider in sorted(self._replicas):
-            slot = self._replicas[provider].slot_of(cid)
-            if slot is not None:
-                return self.record(provider, slot)
-        return None
+        replica = self.claiming(cid)
+        slot = replica.slot_of(cid) if replica is not None else None
+        return self.record(replica.provider, slot) if replica is not None and slot is not None else None
+
+    def claiming(self, cid: str) -> Replica | None:
+        """The provider that holds an identifier; the one with the smallest key where several claim it."""
+        claims = (replica for replica in self._replicas.values() if replica.slot_of(cid) is not None)
+        return min(claims, key=lambda replica: replica.provider, default=None)
 
     # -- heads
 
@@ -277,13 +280,12 @@ class Catalogue:
         if replica is not None:
             self._forget_entries(replica)
 
-    def revoke(self, keys: Iterable[bytes]) -> list[bytes]:
-        """Forget providers whose key, or a key in whose chain, was revoked (tell `Trust` first)."""
-        revoked = set(keys)
+    def drop_revoked(self) -> list[bytes]:
+        """Forget providers whose key or chain `Trust` was told is revoked; returns them."""
         gone: list[bytes] = []
         for provider, replica in list(self._replicas.items()):
             chain = replica.announced.news.chain if replica.announced is not None else ()
-            if provider in revoked or any(link.key in revoked for link in chain):
+            if self._trust.has_ended(provider, chain):
                 self.drop(provider)
                 gone.append(provider)
         return gone

@@ -33,6 +33,7 @@ from ioc_node.core.gossip_events import (
     Fetch,
     FetchFailed,
     FetchNews,
+    KeyRevoked,
     LinkDown,
     LinkUp,
     NewsReceived,
@@ -144,6 +145,8 @@ class Gossip:
                 self._on_entries(event, now)
             case FetchFailed(peer, provider):
                 self._fetch_ended(peer, provider, drop_source=True)
+            case KeyRevoked():
+                self._forget(self.catalogue.drop_revoked())
             case Tick():
                 pass
         self._on_time(now)
@@ -392,13 +395,16 @@ class Gossip:
                 self._effects.append(Compare(cores[self._chance.randrange(len(cores))]))
         if now >= self._expire_at:
             self._expire_at = now + EXPIRE_SECONDS
-            for provider in self.catalogue.expire(unix=now + self._unix_offset):
-                self._effects += [CatalogueChanged(provider, None), Persist(provider, None)]
+            self._forget(self.catalogue.expire(unix=now + self._unix_offset))
         if self._tell_peers_at is not None and now >= self._tell_peers_at:
             self._tell_peers_at = None
             known = PeersKnown(self.core_contacts())
             self._effects.extend(Notify(key, known) for key in self._peers)
         self._dial(now)
+
+    def _forget(self, providers: Iterable[bytes]) -> None:
+        for provider in providers:
+            self._effects += [CatalogueChanged(provider, None), Persist(provider, None)]
 
 
 def _is_news(row: HeadRow, other: HeadRow | None) -> bool:

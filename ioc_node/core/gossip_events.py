@@ -72,6 +72,11 @@ class FetchFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyRevoked:
+    """`Trust` took in a revocation."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -85,6 +90,7 @@ Event = (
     | VectorReceived
     | EntriesFetched
     | FetchFailed
+    | KeyRevoked
     | Tick
 )
 

@@ -106,6 +106,11 @@ class CoreGossip:
     def publish_own_status(self, batch: Signed) -> None:
         self.feed(ev.StatusReceived(None, (batch,)))
 
+    def key_revoked(self) -> None:
+        """`Trust` took in a revocation: forget the catalogues that rest on it."""
+        if self._nursery is not None:  # otherwise nothing was taken up yet that was verified without it
+            self.feed(ev.KeyRevoked())
+
     # -- the machine
 
     def feed(self, event: ev.Event) -> None:
@@ -323,6 +328,7 @@ class CoreGossip:
             await shelf.load(self.catalogue, unix=time.time())
         async with open_background() as nursery:
             self._links, self._nursery = links, nursery
+            self.key_revoked()  # perhaps while the shelf was read
             links.on_link_up(self.link_up)
             links.on_link_down(self.link_down)
             if shelf is not None:

@@ -62,6 +62,8 @@ class LocalIdentity:
     listen: Listen | None = None
     revoked: Collection[bytes] = frozenset()
     """Keys that are refused; may be a live set."""
+    ended: Collection[tuple[bytes, bytes]] = frozenset()
+    """Pairs of an issuer and the key whose grants it ended; may be a live set."""
     clock: Callable[[], float]
     public_key: bytes = field(init=False)
 
@@ -90,7 +92,14 @@ def admit(
         if local.network.certified:
             raise BrokenChain("no delegation chain was shown, and this network is certified")
         return None
-    grant = verify_chain(chain, roots=local.network.root_keys, now=local.clock(), revoked=local.revoked)
+    grant = verify_chain(
+        chain,
+        roots=local.network.root_keys,
+        now=local.clock(),
+        revoked=local.revoked,
+        ended=local.ended,
+        self_certified=not local.network.certified,
+    )
     if grant.subject != key:
         raise BrokenChain("the delegation chain belongs to another key")
     excess = set(roles) - set(grant.roles) - {"consumer"}  # whoever is admitted may ask for compute

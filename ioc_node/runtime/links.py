@@ -134,6 +134,13 @@ class LinkEndpoint:
         self._nursery.start_soon(kept.run, self.connect)
         return kept
 
+    def close_revoked(self, has_ended: Callable[[bytes, tuple[Signed, ...]], bool]) -> int:
+        """Close all links of peers whose key, or whose chain, has ended; returns how many. What was queued is sent."""
+        closing = [link for link in self._running if has_ended(link.peer.key, link.peer.chain)]
+        for link in closing:
+            link.close_nowait("the peer's key or delegation was revoked")
+        return len(closing)
+
     # -- dialing
 
     def _existing(self, target: tuple[str, int], expected_key: bytes | None) -> Link | None:
@@ -364,6 +371,7 @@ async def open_links(
     advertise: tuple[str, int] | None = None,
     outbound_only: bool = False,
     revoked: Collection[bytes] = frozenset(),
+    ended: Collection[tuple[bytes, bytes]] = frozenset(),
     settings: LinkSettings | None = None,
     rng: random.Random | None = None,
     clock: Callable[[], float] = time.time,
@@ -378,7 +386,14 @@ async def open_links(
     bound = listener.socket.getsockname()[1] if listener else 0
     listen = Listen(*(advertise or ("", bound))) if listener else None
     local = LocalIdentity(
-        key=key, network=network, roles=roles, chain=chain, listen=listen, revoked=revoked, clock=clock
+        key=key,
+        network=network,
+        roles=roles,
+        chain=chain,
+        listen=listen,
+        revoked=revoked,
+        ended=ended,
+        clock=clock,
     )
     async with open_background() as nursery:
         chance = rng or random.Random()  # noqa: S311 - jitter of back-off, not a secret
