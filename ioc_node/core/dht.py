@@ -37,6 +37,7 @@ from ioc_node.core.events import (
     PingStarted,
     PutStarted,
     RecordsRestored,
+    SweepStarted,
     Tick,
     WatchStarted,
 )
@@ -48,6 +49,7 @@ from ioc_node.core.routing import FULL_TABLE_SERVERS_MAX, Contact, RoutingTable,
 from ioc_node.core.session import Challenged, Failed, Lost, Opened, Outbox, Received, Session
 from ioc_node.core.sessions import Sessions
 from ioc_node.core.storage import RECORDS_MAX, RECORDS_PER_PUBLISHER_MAX, HolderStore, RecordStore
+from ioc_node.core.sweeping import SweepOperation
 from ioc_node.core.timers import Timed, Timer, Timers
 from ioc_node.core.trust import Trust
 from ioc_node.core.upkeep import Upkeep
@@ -168,9 +170,9 @@ class DhtMachine:
         self.operations[operation.number] = operation
         operation.start(now, out)
 
-    def usable(self, told: Iterable[wire.Contact], teller: Contact) -> list[Contact]:
-        """The contacts among those told that we may and can reach."""
-        contacts = usable_contacts(told, teller.address)
+    def usable(self, told: Iterable[wire.Contact], teller: Contact, now: float) -> list[Contact]:
+        """The contacts among those told that we may and can reach, and where not nobody answered lately."""
+        contacts = self.upkeep.audible(usable_contacts(told, teller.address), now)
         return contacts if self._ipv6 else [each for each in contacts if ":" not in each.address[0]]
 
     def labels_of(self, contact: Contact) -> Labels:
@@ -209,6 +211,8 @@ class DhtMachine:
             return PutOperation(self, event, now)
         if isinstance(event, WatchStarted):
             return WatchOperation(self, event, now)
+        if isinstance(event, SweepStarted):
+            return SweepOperation(self, event, now)
         if isinstance(event, JoinStarted):
             return JoinOperation(self, event.operation, now, event.addresses)
         if isinstance(event, FindStarted):

@@ -137,7 +137,7 @@ class Search(Operation):
 
     def hear(self, contact: Contact, told: Iterable[wire.Contact], now: float) -> None:
         """`contact` answered and told of these servers."""
-        contacts = self.dht.usable(told, contact)
+        contacts = self.dht.usable(told, contact, now)
         self.lookup.answered(contact.node_id, contacts)
         self.dht.upkeep.hear_of(contacts, now)
 

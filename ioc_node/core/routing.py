@@ -279,16 +279,16 @@ def pack_contact(contact: Contact) -> wire.Contact:
 
 
 def usable_contacts(told: Iterable[wire.Contact], teller: Address) -> list[Contact]:
-    """The contacts that `teller` may tell: nobody on the Internet sends us to a loopback or private
-    address.
+    """The contacts that `teller` may tell: nobody on the Internet sends us to a loopback or private address, and
+    nobody to one address twice.
     """
     scope = address_scope(teller[0])
-    contacts: list[Contact] = []
+    contacts: dict[Address, Contact] = {}
     for node in told:
         try:
             host = wire.unpack_host(node.host)
         except Malformed:
             continue
         if address_scope(host) >= scope:
-            contacts.append(Contact(node.node_id, (host, node.port)))
-    return contacts
+            contacts.setdefault((host, node.port), Contact(node.node_id, (host, node.port)))
+    return list(contacts.values())

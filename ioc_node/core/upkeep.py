@@ -16,6 +16,8 @@ from ioc_node.core.exchange import Request
 from ioc_node.core.operations import Operation, PingOperation
 from ioc_node.core.routing import Contact
 from ioc_node.core.session import Outbox
+from ioc_node.core.silence import Silence
+from ioc_node.errors import PeerUnreachable
 from ioc_wire import dht as wire
 from ioc_wire import limits
 from ioc_wire.dht import AnyMessage
@@ -45,6 +47,7 @@ class Upkeep:
     def __init__(self, dht: "DhtMachine") -> None:
         self._dht = dht
         self._candidates = Candidates(capped=not dht.trust.certified)
+        self._silence = Silence()
         self._verifying = 0
         self._swept = False
         self._sweeping = False
@@ -57,6 +60,11 @@ class Upkeep:
         """Whether the table holds the whole (small) network, as far as we can know."""
         return self._swept and self._dht.table.full and not self._verifying and self._candidates.is_settled()
 
+    def audible(self, contacts: list[Contact], now: float) -> list[Contact]:
+        """Those of them that are not at an address where nobody answered lately."""
+        silence = self._silence
+        return [each for each in contacts if not silence.covers(each.address, now)] if silence else contacts
+
     def hear_of(self, contacts: list[Contact], now: float) -> None:
         """Somebody told us of these servers."""
         for contact in contacts:
@@ -66,6 +74,9 @@ class Upkeep:
     def on_verified(self, node_id: bytes, now: float) -> None:
         """A server entered the table."""
         self._candidates.discard(node_id)
+        peer = self._dht.table.get(node_id)
+        if peer is not None:
+            self._silence.discard(peer.contact.address)
         if not self._swept and not self._sweeping:
             self._sweeping = True
             self._dht.after(0.0, self._begin_sweep, now)
@@ -73,6 +84,7 @@ class Upkeep:
     def on_silent(self, node_id: bytes, address: Address, now: float, out: Outbox) -> None:
         """A node did not answer: if it was in the table, it is not any more."""
         contact = Contact(node_id, address)
+        self._silence.add(address, now)
         if node_id in self._dht.table:
             spare = self._dht.table.remove(node_id)
             out.append(PeerLost(contact))
@@ -84,13 +96,19 @@ class Upkeep:
         """Ping candidates, so many at once."""
         ready = self._candidates.take(VERIFICATIONS_MAX - self._verifying, now)
         for candidate in ready:
+            address = candidate.contact.address
+            if not candidate.failures and self._silence.covers(address, now):
+                continue
             if self._dht.table.wants(candidate.contact):
+                self._silence.add(address, now)  # until we hear otherwise
                 self._verifying += 1
                 self._dht.begin(_Verification(self._dht, candidate, now, self), now, out)
 
-    def verified(self, candidate: Candidate, answered: bool, now: float, out: Outbox) -> None:
-        """A candidate answered, or did not."""
+    def verified(self, candidate: Candidate, answered: bool, somebody: bool, now: float, out: Outbox) -> None:
+        """A candidate answered, or `somebody` else did at its address, or nobody."""
         self._verifying -= 1
+        if somebody:
+            self._silence.discard(candidate.contact.address)
         failures = candidate.failures
         if not answered and 0 < failures < FAILURES_MAX:
             self._candidates.add(
@@ -151,7 +169,8 @@ class _Verification(PingOperation):
         super().on_answer(answer, request, now, out)
         if isinstance(answer, wire.Pong):
             self.dht.confirm(self.candidate.contact, now, out)
-        self.upkeep.verified(self.candidate, isinstance(answer, wire.Pong), now, out)
+        somebody = not isinstance(answer, PeerUnreachable)
+        self.upkeep.verified(self.candidate, isinstance(answer, wire.Pong), somebody, now, out)
 
 
 class _Sweep(Operation):
@@ -173,7 +192,7 @@ class _Sweep(Operation):
         if not isinstance(answer, wire.Nodes):
             self._end(False, now, out)
             return
-        self.upkeep.hear_of(self.dht.usable(answer.nodes, contact), now)
+        self.upkeep.hear_of(self.dht.usable(answer.nodes, contact, now), now)
         self.upkeep.verify(now, out)
         last = answer.nodes[-1].node_id if answer.nodes else self.after
         if len(answer.nodes) < limits.REPLICATION or self.pages >= SWEEP_PAGES_MAX or last <= self.after:

@@ -146,7 +146,7 @@ def test_a_node_without_ipv6_does_not_try_it() -> None:
     network = Network()
     told = [wire.Contact(bytes(32), wire.pack_host(host), 1) for host in ("9.9.9.9", "2001:4860::1")]
     teller = routing.Contact(bytes(32), ("8.8.8.8", 1))
-    both = network.nodes[network.add("alice")].usable(told, teller)
+    both = network.nodes[network.add("alice")].usable(told, teller, 0.0)
     assert [contact.address[0] for contact in both] == ["9.9.9.9", "2001:4860::1"]
-    old = network.nodes[network.add("bob", ipv6=False)].usable(told, teller)
+    old = network.nodes[network.add("bob", ipv6=False)].usable(told, teller, 0.0)
     assert [contact.address[0] for contact in old] == ["9.9.9.9"]
