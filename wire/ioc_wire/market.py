@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from ioc_wire import limits
+from ioc_wire.authority import Chain
 from ioc_wire.codec import Digest, Document, Host, Key, Message, Name, Port, ShortText, UInt
 from ioc_wire.records import StatusRow
 from ioc_wire.signed import Signed, SignedPayload
@@ -128,3 +129,19 @@ class RttMeasured(Message, tag=26, frozen=True):
     """`load_milli`: thousandths of the provider's cores that are in use."""
 
     load_milli: UInt
+
+
+class ResolveRecord(Message, tag=27, frozen=True):
+    """Ask a core node for the record of one identifier, of `version_min` or later: the newest of its catalogue and of
+    what it holds in the DHT. Answer: `RecordResolved`, or `NotFound`."""
+
+    cid: Annotated[str, msgspec.Meta(max_length=limits.CID_BYTES_MAX)]
+    version_min: UInt = 0
+
+
+class RecordResolved(Message, tag=28, frozen=True):
+    """A signed `ResourceRecord`, or the `Tombstone` in its place, and its provider's chain (empty for a self-certified
+    name). The asker verifies both as it verifies what the DHT gives; the core node's word adds nothing."""
+
+    record: Signed
+    chain: Chain

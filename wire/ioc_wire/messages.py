@@ -33,6 +33,8 @@ Body = (
     | market.ReleaseLease
     | market.MeasureRtt
     | market.RttMeasured
+    | market.ResolveRecord
+    | market.RecordResolved
     | tasks.StartTask
     | tasks.TaskStarted
     | tasks.WatchTask
