@@ -2,7 +2,7 @@
 
 With a full view of the network the nearest servers are known; otherwise a lookup finds them. All are asked at
 once. One that does not answer is replaced by the next nearest. A put ends when all have answered, or
-`GRACE_SECONDS` after the first stored it: one dead server does not hold up the others.
+`GRACE_SECONDS` after the first stored it: one dead server does not hold up the others, and is replaced after that.
 """
 
 from typing import TYPE_CHECKING, Final
@@ -39,6 +39,7 @@ class StoreOperation(Operation):
         self.refused: list[tuple[Contact, Fault]] = []
         self.waiting: dict[bytes, Contact] = {}
         self.spare: list[Contact] = []
+        self.reported = False
 
     def message(self, number: int) -> AnyMessage:
         """The write, with this request number."""
@@ -85,7 +86,7 @@ class StoreOperation(Operation):
         return dht.contact in spread(ranked, limits.REPLICATION, dht.labels_of)
 
     def on_answer(self, contact: Contact, answer: AnyMessage | Fault, now: float, out: Outbox) -> None:
-        if self.ended:
+        if self.ended and not self.reported:
             return
         if isinstance(answer, wire.Stored):
             if not self.stored:
@@ -108,7 +109,9 @@ class StoreOperation(Operation):
             self.conclude(now, out)
 
     def conclude(self, now: float, out: Outbox) -> None:
-        """Report who stored it and who did not."""
+        """Report who stored it and who did not. Who has not answered by then is still waited for, and replaced if it
+        is dead: finding that out takes longer than the grace.
+        """
         if self.ended:
             return
         if not self.stored and not self.refused:
@@ -117,7 +120,9 @@ class StoreOperation(Operation):
         self.trace.ending = self.trace.ending or "completed"
         seconds = now - self.began
         unanswered = list(self.waiting.values())
-        self.finish(PutReport(self.stored, self.refused, unanswered, seconds, self.trace), out)
+        self.reported = True
+        report = PutReport(list(self.stored), list(self.refused), unanswered, seconds, self.trace)
+        self.finish(report, out)
 
 
 class _StoreLookup(Search):
@@ -163,7 +168,7 @@ class PutOperation(StoreOperation):
         return True
 
     def _on_chain(self, contact: Contact, answer: AnyMessage | Fault, now: float, out: Outbox) -> None:
-        if isinstance(answer, wire.Stored) and not self.ended:
+        if isinstance(answer, wire.Stored) and (self.reported or not self.ended):
             self.ask(contact, self.message, self.on_answer, now, out)
         else:
             self.on_answer(contact, answer, now, out)

@@ -108,6 +108,10 @@ def test_the_dead_stay_in_the_tables() -> None:
     assert figures["latency_p99_ms"] > run(nodes=60)["latency_p99_ms"]
 
 
+def test_dead_replica_holders_are_replaced_after_the_put_was_reported() -> None:
+    assert run(churn=0.4, nodes=80, trials=1)["replica_recall"] >= 0.97
+
+
 def test_a_partition_heals() -> None:
     figures = run(partition=0.3, records=4, nodes=40, trials=30)
     assert figures["invariants"]["healed_partitions_converge"] > 0
