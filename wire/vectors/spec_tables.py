@@ -122,6 +122,14 @@ CHOICES: Final[dict[str, str]] = {
     "getting.CORRECTIONS_MAX": "servers corrected after one get",
     "getting.HOLDERS_ENOUGH": "holders of a blob",
     "putting.GRACE_SECONDS": "a put waits for the others after the first stored it",
+    "watching.WATCH_HOLDERS": "servers asked to tell of one key",
+    "watching.WATCH_SECONDS": "asked for",
+    "watching.RENEW_SECONDS": "until a watch is renewed, at most",
+    "watching.WATCHES_MAX": "kept for others",
+    "watching.WATCHES_PER_PEER_MAX": "",
+    "watching.WATCHES_PER_KEY_MAX": "",
+    "silence.SILENT_SECONDS": "an address at which nobody answered is not believed in for so long",
+    "silence.SILENT_PORTS_MAX": "then a host counts as silent",
     "answering.REQUESTS_PER_SECOND": "of one peer",
     "answering.REQUESTS_PER_SECOND_ADDRESS": "of one IPv4 address, or /64 of IPv6",
     "answering.WRITES_PER_SECOND": "of one peer",
@@ -143,7 +151,7 @@ def choices_table() -> str:
     for name, meaning in CHOICES.items():
         module, _, constant = name.partition(".")
         value = getattr(importlib.import_module(f"ioc_node.core.{module}"), constant)
-        rows.append(f"| `{constant}` | {value:g} | {meaning} |")
+        rows.append(f"| `{module}.{constant}` | {value:g} | {meaning} |")
     return "\n".join(rows)
 
 
