@@ -70,6 +70,7 @@ class Answers:
             api.AddFile: self._add,
             api.GetBlob: self._get,
             api.GetTransfers: self._transfers,
+            api.RevokeKey: self._revoke,
             api.StopNode: self._stop,
         }
 
@@ -89,6 +90,10 @@ class Answers:
 
     async def _register(self, message: api.RegisterNow) -> Message:
         return api.Registered(await self.node.register())
+
+    async def _revoke(self, message: api.RevokeKey) -> Message:
+        told = len(self.node.links.links)
+        return api.KeyRevoked(not self.node.revocations.take(message.news), told)
 
     # -- blobs
 

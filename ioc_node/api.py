@@ -9,6 +9,7 @@ from typing import Annotated, Final
 import msgspec
 
 from ioc_wire import limits
+from ioc_wire.authority import RevocationNews
 from ioc_wire.bulk import Ticket
 from ioc_wire.codec import Message
 from ioc_wire.links import UnionCodec
@@ -334,6 +335,19 @@ class Refused(Message, frozen=True, tag=131):
     text: str
 
 
+class RevokeKey(Message, frozen=True, tag=150):
+    """Take in a signed revocation and tell everybody. Answer: `KeyRevoked`, or the fault."""
+
+    news: RevocationNews
+
+
+class KeyRevoked(Message, frozen=True, tag=151):
+    """`known`: it was remembered here already. `told` is how many links it went out on."""
+
+    known: bool
+    told: int
+
+
 CONTROL_CODEC: Final = UnionCodec(
     Ok
     | GetStatus
@@ -367,4 +381,6 @@ CONTROL_CODEC: Final = UnionCodec(
     | StopNode
     | ListWorkflow
     | Refused
+    | RevokeKey
+    | KeyRevoked
 )

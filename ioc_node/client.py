@@ -14,6 +14,7 @@ from ioc_node.errors import error_named
 from ioc_node.runtime.control import open_control
 from ioc_node.runtime.link_mux import Link
 from ioc_node.tasks.definition import TaskSpec
+from ioc_wire.authority import RevocationNews
 from ioc_wire.codec import Message
 from ioc_wire.errors import Malformed
 from ioc_wire.market import Demand
@@ -47,6 +48,10 @@ class RemoteNode:
 
     async def register(self) -> tuple[api.RegisteredRow, ...]:
         return (await self._ask(api.RegisterNow(), api.Registered)).rows
+
+    async def revoke(self, news: RevocationNews) -> api.KeyRevoked:
+        """Have the node take in a revocation and tell everybody. Raises `NotEntitled` and the like."""
+        return await self._ask(api.RevokeKey(news), api.KeyRevoked)
 
     async def submit(self, spec: TaskSpec) -> bytes:
         """Hand in a task or workflow; returns its ID, 32 bytes. Raises `Unplaceable`, `BadTask`."""

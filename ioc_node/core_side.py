@@ -5,7 +5,7 @@ import time
 import trio
 
 from ioc_node.config import NodeConfig
-from ioc_node.core.trust import Trust
+from ioc_node.core.trust import Ended, Trust
 from ioc_node.identity import Identity
 from ioc_node.market.query import QueryEngine
 from ioc_node.runtime.catalogue_store import CatalogueShelf
@@ -43,6 +43,10 @@ class CoreSide:
         """Answer gossip and demand queries; before links are opened."""
         self.gossip.register(handlers)
         handlers.serve(FindOffers, self._on_find)
+
+    def key_revoked(self, ended: Ended) -> None:
+        """`Trust` took in a revocation: offer nothing any more that rests on it."""
+        self.gossip.key_revoked()
 
     async def _on_find(self, link: Link, message: FindOffers) -> OffersFound:
         return self.answer(message)

@@ -43,6 +43,7 @@ from ioc_node.runtime.driver import open_background
 from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.links import Link, LinkEndpoint, open_links
 from ioc_node.runtime.record_shelf import RecordShelf
+from ioc_node.runtime.revocations import RevocationKeeper
 from ioc_node.runtime.store import PeerMemory, Store, open_store
 from ioc_node.sharing import SharedBlobs
 from ioc_node.tasks.consume import Consumer
@@ -75,6 +76,7 @@ class Node:
         dht: Dht,
         bulk: BulkEndpoint,
         links: LinkEndpoint,
+        revocations: RevocationKeeper,
         entrance: Entrance,
         finder: Finder,
         shared: SharedBlobs,
@@ -90,6 +92,7 @@ class Node:
         self.dht = dht
         self.bulk = bulk
         self.links = links
+        self.revocations = revocations
         self.entrance = entrance
         self.finder = finder
         self.shared = shared
@@ -212,8 +215,11 @@ class Node:
 
     def _warnings(self) -> tuple[api.Warned, ...]:
         own = self.provider.warnings if self.provider is not None else ()
-        ends_soon = self.identity.ends_soon(now=time.time())
-        return (*own, api.Warned("delegation", ends_soon)) if ends_soon else own
+        said = (
+            ("revoked", self.revocations.own_fault or self.links.revoked_elsewhere()),
+            ("delegation", self.identity.ends_soon(now=time.time())),
+        )
+        return (*own, *(api.Warned(what, text) for what, text in said if text))
 
 
 def _server_row(contact: DhtContact) -> api.PeerRow:
@@ -259,14 +265,22 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         dht = await stack.enter_async_context(_open_dht(config, identity, store))
         bulk = await stack.enter_async_context(_open_bulk(config, identity, blobs))
         handlers = Handlers()
+        trust = dht.machine.trust
+        revocations = RevocationKeeper(
+            trust, own_key=identity.public_key, own_chain=identity.chain, store=store
+        )
+        revocations.on_ended(dht.key_revoked)
+        revocations.register(handlers)
+        revocations.load()
         keeper, ledger = Keeper(store, blobs), Ledger(store)
         exchange = BlobExchange(bulk, (host,))
         shared = SharedBlobs(store, bulk, dht, keeper, host=host, port=config.port)
         shared.register(handlers)
         exchange.on_fetched = shared.note
-        core = CoreSide(config, identity, store, dht.machine.trust) if config.is_core else None
+        core = CoreSide(config, identity, store, trust) if config.is_core else None
         if core is not None:
             core.register(handlers)
+            revocations.on_ended(core.key_revoked)
         provider = None
         if config.role == "provider":
             provider = await ProviderSide.make(
@@ -284,6 +298,8 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
                 roles=(config.role,),
                 chain=identity.chain,
                 advertise=(host, config.port),
+                revoked=trust.revoked,
+                ended=trust.revocations.ended,
             )
         )
         memory = PeerMemory(store)
@@ -316,6 +332,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
             dht=dht,
             bulk=bulk,
             links=links,
+            revocations=revocations,
             entrance=entrance,
             finder=finder,
             shared=shared,
@@ -328,6 +345,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         tasks = await stack.enter_async_context(open_background())
         if core is not None:
             await core.start(tasks, links)
+        tasks.start_soon(revocations.run, links)
         tasks.start_soon(entrance.run)
         tasks.start_soon(shared.keep_announced, entrance.wait_joined)
         await tasks.start(consumer.run)

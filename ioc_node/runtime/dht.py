@@ -30,7 +30,7 @@ from ioc_node.core.events import (
     Trace,
 )
 from ioc_node.core.routing import Contact
-from ioc_node.core.trust import Admission, Trust
+from ioc_node.core.trust import Admission, Ended, Trust
 from ioc_node.errors import NodeError, PeerUnreachable
 from ioc_node.runtime.datagrams import open_datagrams
 from ioc_node.runtime.driver import Driver, open_background
@@ -196,6 +196,10 @@ class Dht:
         self._published[cid] = (resign, trio.current_time(), REFRESH_SECONDS_FIRST)
         self._young.add(cid)
         self._publish_sooner.set()
+
+    def key_revoked(self, ended: Ended) -> None:
+        """`Trust` took in a revocation: give up what rested on it."""
+        self._driver.feed(events.KeyRevoked(ended))
 
     def withdraw(self, cid: str) -> None:
         """Stop refreshing a record; it expires by itself."""

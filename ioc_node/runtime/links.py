@@ -34,7 +34,7 @@ from ioc_node.runtime.link_transport import TransportBroken, WebSocketTransport,
 from ioc_node.runtime.tls import certificate_key, client_context, server_context
 from ioc_wire.authority import Role
 from ioc_wire.codec import encode
-from ioc_wire.errors import Busy, Closing, WireError
+from ioc_wire.errors import Busy, Closing, Revoked, WireError
 from ioc_wire.links import BodyCodec, Listen, Welcome
 from ioc_wire.signed import Signed
 
@@ -83,6 +83,7 @@ class LinkEndpoint:
         self._running: set[Link] = set()
         self._dialing: dict[bytes | tuple[str, int], trio.Lock] = {}
         self._dialed: dict[tuple[str, int], Link] = {}
+        self._told_revoked: dict[tuple[str, int], None] = {}
         self._kept: dict[tuple[str, int], KeptLink] = {}
         self._up: list[LinkEvent] = []
         self._down: list[LinkEvent] = []
@@ -141,6 +142,23 @@ class LinkEndpoint:
             link.close_nowait("the peer's key or delegation was revoked")
         return len(closing)
 
+    def revoked_elsewhere(self) -> str:
+        """One line where peers refuse this node as revoked, for an operator; empty while none does."""
+        if not self._told_revoked:
+            return ""
+        host, port = next(iter(self._told_revoked))
+        more = f" and {len(self._told_revoked) - 1} others" if len(self._told_revoked) > 1 else ""
+        return (
+            f"{host}:{port}{more} refused this node: its key or delegation was revoked; "
+            "ask whoever issued delegations.bin"
+        )
+
+    def _note_revoked(self, target: tuple[str, int], error: WireError) -> None:
+        if isinstance(error, Revoked) and len(self._told_revoked) < KEPT_MAX:
+            if not self._told_revoked:
+                log.error("refused_as_revoked", peer=f"{target[0]}:{target[1]}", error=str(error))
+            self._told_revoked[target] = None
+
     # -- dialing
 
     def _existing(self, target: tuple[str, int], expected_key: bytes | None) -> Link | None:
@@ -175,6 +193,7 @@ class LinkEndpoint:
         try:
             await self._dial(target, expected_key, start)
         except RefusedByPeer as error:
+            self._note_revoked(target, error.error)
             self._log_refused("by_peer", f"{target[0]}:{target[1]}", error.error)
             raise error.error from None
         except WireError as error:
@@ -208,6 +227,7 @@ class LinkEndpoint:
                     await prove_key(transport, self.local, peer, nonce)
                     link = self._make(transport, peer, dialed=True)
                     self._dialed[target] = link
+                    self._told_revoked.pop(target, None)
                     self._enter(link)
                 deadline.deadline = float("inf")
                 start(self.links.get(peer.key, link))
