@@ -37,6 +37,7 @@ from ioc_node.core.events import (
     PingStarted,
     PutStarted,
     RecordsRestored,
+    SweepStarted,
     Tick,
     WatchStarted,
 )
@@ -48,6 +49,7 @@ from ioc_node.core.routing import FULL_TABLE_SERVERS_MAX, Contact, RoutingTable,
 from ioc_node.core.session import Challenged, Failed, Lost, Opened, Outbox, Received, Session
 from ioc_node.core.sessions import Sessions
 from ioc_node.core.storage import RECORDS_MAX, RECORDS_PER_PUBLISHER_MAX, HolderStore, RecordStore
+from ioc_node.core.sweeping import SweepOperation
 from ioc_node.core.timers import Timed, Timer, Timers
 from ioc_node.core.trust import Trust
 from ioc_node.core.upkeep import Upkeep
@@ -209,6 +211,8 @@ class DhtMachine:
             return PutOperation(self, event, now)
         if isinstance(event, WatchStarted):
             return WatchOperation(self, event, now)
+        if isinstance(event, SweepStarted):
+            return SweepOperation(self, event, now)
         if isinstance(event, JoinStarted):
             return JoinOperation(self, event.operation, now, event.addresses)
         if isinstance(event, FindStarted):

@@ -51,6 +51,13 @@ class PutStarted(NamedTuple):
     chain: Chain
 
 
+class SweepStarted(NamedTuple):
+    """Store many records, at most `sweeping.SWEEP_RECORDS_MAX`, each with its provider's chain."""
+
+    operation: int
+    records: tuple[tuple[Signed, Chain], ...]
+
+
 class GetStarted(NamedTuple):
     """Find the record of `cid`, of `min_version` or later, from `answers` servers (the newest one counts). The search
     is noted in `trace` where one is given, so that it can be read also when the get fails or is cancelled.
@@ -131,6 +138,7 @@ Event = (
     | Tick
     | JoinStarted
     | PutStarted
+    | SweepStarted
     | GetStarted
     | WatchStarted
     | FindStarted
@@ -201,6 +209,21 @@ class PutReport:
 
 
 @dataclass(slots=True)
+class SweepReport:
+    """How many records at least one server stored, how many fewer than half of those that should; the identifiers
+    that none stored; the first faults. `messages` are the requests sent, those of the `lookups` counted in.
+    """
+
+    stored: int
+    thin: int
+    missed: tuple[str, ...]
+    refused: list[tuple[str, Fault]]
+    lookups: int
+    messages: int
+    seconds: float
+
+
+@dataclass(slots=True)
 class GetReport:
     """A verified record and how it was found. `hops` is the depth at which it was, 0 for our own store."""
 
@@ -233,7 +256,7 @@ class PingReport:
     observed: Address
 
 
-Report = JoinReport | FindReport | PutReport | GetReport | HoldersReport | PingReport
+Report = JoinReport | FindReport | PutReport | SweepReport | GetReport | HoldersReport | PingReport
 
 
 # -- effects
