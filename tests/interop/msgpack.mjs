@@ -100,3 +100,27 @@ class Reader {
     }
   }
 }
+
+/** The writing half, for what a node sends: non-negative integers, text, bytes, arrays, nil, booleans. */
+export function encode(value) {
+  if (value === null) return Buffer.from([0xc0]);
+  if (typeof value === "boolean") return Buffer.from([value ? 0xc3 : 0xc2]);
+  if (typeof value === "number") return integer(value);
+  if (typeof value === "string") return Buffer.concat([head(Buffer.byteLength(value), [0xa0, 31], 0xd9, 0xda), Buffer.from(value)]);
+  if (Buffer.isBuffer(value)) return Buffer.concat([head(value.length, null, 0xc4, 0xc5), value]);
+  return Buffer.concat([head(value.length, [0x90, 15], null, 0xdc), ...value.map(encode)]);
+}
+
+function integer(value) {
+  if (value < 0x80) return Buffer.from([value]);
+  const sizes = [[0xcc, 1], [0xcd, 2], [0xce, 4]];
+  const [type, size] = sizes.find(([, bytes]) => value < 2 ** (8 * bytes)) ?? [0xcf, 8];
+  return Buffer.from(type.toString(16) + value.toString(16).padStart(2 * size, "0"), "hex");
+}
+
+function head(length, fixed, short, long) {
+  if (fixed !== null && length <= fixed[1]) return Buffer.from([fixed[0] | length]);
+  if (short !== null && length < 0x100) return Buffer.from([short, length]);
+  if (length >= 0x10000) throw new Error(`${length} do not fit into a datagram`);
+  return Buffer.from([long, length >> 8, length & 0xff]);
+}

@@ -74,3 +74,19 @@ export function open(key, nonce, sealed, associated) {
   cipher.setAuthTag(sealed.subarray(-TAG_BYTES));
   return Buffer.concat([cipher.update(sealed.subarray(0, -TAG_BYTES)), cipher.final()]);
 }
+
+/** A bare Ed25519 signature. */
+export function sign(privateRaw, data) {
+  return crypto.sign(null, data, privateKey("ed25519", privateRaw));
+}
+
+/** AES-128-GCM, the tag of 16 bytes at the end. */
+export function seal(key, nonce, plain, associated) {
+  const cipher = crypto.createCipheriv("aes-128-gcm", key, nonce, { authTagLength: TAG_BYTES });
+  cipher.setAAD(associated);
+  return Buffer.concat([cipher.update(plain), cipher.final(), cipher.getAuthTag()]);
+}
+
+export function random(size) {
+  return crypto.randomBytes(size);
+}

@@ -1,10 +1,8 @@
 """The golden vectors as another language reads them: `check_vectors.mjs`, Node.js with its standard crypto only."""
 
 import json
-import os
 import random
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,27 +15,8 @@ VECTORS: Final = HERE.parents[1] / "wire" / "vectors"
 HEX: Final = re.compile(r"hex:(?:[0-9a-f]{2})+|(?:[0-9a-f]{2}){8,}")
 MORE: Final = 15
 """Places that are spoiled in each file beside one of every kind."""
-NODE_MAJOR_MIN: Final = 18
 
 Place = tuple[str | int, ...]
-
-
-@pytest.fixture(scope="module")
-def node() -> str:
-    """Node.js, at least 18. Where it is expected (IOC_REQUIRE_NODE=1) its absence is a failure."""
-    found = shutil.which("node")
-    missing = "Node.js is not installed: the vectors are not checked in a second language"
-    if found is not None:
-        version = subprocess.run(
-            [found, "--version"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        if int(version.lstrip("v").split(".")[0]) < NODE_MAJOR_MIN:
-            missing, found = f"Node.js {version} is older than {NODE_MAJOR_MIN}", None
-    if found is None:
-        if os.environ.get("IOC_REQUIRE_NODE") == "1":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    return found
 
 
 def check(node: str, folders: list[Path], *options: str) -> tuple[int, list[Any]]:
