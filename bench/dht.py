@@ -10,8 +10,8 @@ holders; kademlia is unsigned and in clear, 20 holders; libp2p's streams are enc
 kademlia count only readers that do not hold the record themselves; the others always ask the network.
 
 What the rows mean: a get ends with the first valid record; an authoritative one after 3 fresh answers (libtorrent: when
-the nearest 8 answered; OpenDHT: when the whole search ended). The rest is told in `bench.dht_ours`. `resolves_per_s` is per
-second of CPU time of the whole process with its 50 nodes, so reader and servers share that core.
+the nearest 8 answered; OpenDHT: when the whole search ended). `resolves_per_s` is per second of CPU time of the whole
+process with its 50 nodes: reader and servers share that core. The rest is told in `bench.dht_ours`.
 """
 
 import argparse
@@ -21,16 +21,17 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
+from bench.dht_ours import OURS, Samples
 from bench.peers.setup import PEERS, is_made, python_of
 from bench.report import Row, median, report
 
-OURS: Final = "ours"
 SCRIPT_SECONDS_MAX: Final = 240
 SLOW: Final = frozenset({"libp2p"})
 """Takes minutes for what the others do in seconds: one run, few operations, not with `--quick`."""
-Samples = dict[str, Any]
+MEMBERS: Final = frozenset({"libtorrent"})
+"""Those that `bench.dht_processes` can run."""
 
 
 class Figure(NamedTuple):
@@ -89,6 +90,7 @@ class Network(NamedTuple):
 FULL: Final = {
     "50": Network(50, 3, 300, ("resolves", "handshake", "cold"), frozenset(PEERS)),
     "200": Network(200, 2, 200, ("join",), frozenset(PEERS) - SLOW),
+    "32p": Network(32, 2, 150, (), MEMBERS),
 }
 QUICK: Final = {"50": Network(50, 1, 100, ("resolves", "handshake", "cold"), frozenset(PEERS) - SLOW)}
 
@@ -99,8 +101,10 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
-def command_of(system: str) -> list[str]:
+def command_of(system: str, network: str) -> list[str]:
     """What measures a system: it takes NODES OPERATIONS SEED [PART ...] and prints samples as JSON."""
+    if network == "32p":
+        return [sys.executable, "-m", "bench.dht_processes", system]
     if system == OURS:
         return [sys.executable, "-m", "bench.dht_ours"]
     return [str(python_of(system)), str(Path(__file__).parent / "peers" / f"{system}_ring.py")]
@@ -121,7 +125,7 @@ class Measurements:
                 if system == OURS or (system in network.peers and not (system in SLOW and run)):
                     parts = () if quick and system != OURS else network.parts
                     arguments = [str(network.nodes), str(network.operations), str(run), *parts]
-                    self._run(system, name, [*command_of(system), *arguments])
+                    self._run(system, name, [*command_of(system, name), *arguments])
 
     def _run(self, system: str, network: str, command: list[str]) -> None:
         """One run; a peer's failure is a note, ours ends the bench."""

@@ -4,8 +4,8 @@
 for its system: lists of seconds `put`, `get`, `authoritative`; `hits`, the share of gets that found something;
 `rss_mb`, resident memory per settled node in 10^6 bytes before anything is stored. Each PART adds one figure:
 
-- `resolves`: `resolves_per_s`, gets per second of CPU time. One node gets records that it neither holds nor read before,
-  `AT_ONCE` at a time; the CPU time of the whole process counts, so the servers' side is in it.
+- `resolves`: `resolves_per_s`, gets per second of CPU time. One node gets records that it neither holds nor read
+  before, `AT_ONCE` at a time; the CPU time of the whole process counts, so the servers' side is in it.
 - `handshake`: seconds of a ping to a peer without a session: two round trips, both ends' signatures and key agreement.
 - `cold`: seconds from opening the DHT in a fresh process to its first record, through one bootstrap address
   (`cold`), and from starting that process to the end of its imports (`cold_start`).
@@ -32,6 +32,7 @@ from ioc_wire.errors import NotFound
 from ioc_wire.records import Cpu, Place, ResourceRecord
 from ioc_wire.signed import Signed, public_bytes, sign
 
+OURS: Final = "ours"
 NETWORK_ID: Final = b"bench.dht".ljust(32)
 VALUE_BYTES: Final = 200
 SETTLE_SECONDS: Final = 3.0
@@ -93,7 +94,7 @@ async def open_ring(stack: AsyncExitStack, count: int) -> list[Dht]:
         nodes.append(await stack.enter_async_context(open_node()))
         if len(nodes) > 1:
             await nodes[-1].join([nodes[0].address])
-    while not all(knows_all(node, count - 1) for node in nodes):
+    while not all(knows_all(node, count - 1) for node in nodes):  # noqa: ASYNC110 - nobody tells
         await trio.sleep(0.05)
     await trio.sleep(SETTLE_SECONDS)
     return nodes
@@ -204,7 +205,7 @@ class Ring:
         began = time.perf_counter()
         async with open_node() as node:
             await node.join([self.nodes[0].address])
-            while not knows_all(node, len(self.nodes)):
+            while not knows_all(node, len(self.nodes)):  # noqa: ASYNC110 - nobody tells
                 await trio.sleep(0.005)
             return time.perf_counter() - began
 

@@ -1,11 +1,12 @@
 """libtorrent (C++), BEP-44 mutable items, with N nodes in one process; run by the interpreter of its own environment.
 
-`python libtorrent_ring.py NODES OPERATIONS SEED [PART ...]` prints one JSON object: lists of seconds `put`, `get` (to the
-first valid value), `authoritative` (until the nearest nodes have all answered); the share of gets that found something;
-resident memory per node. With `resolves` also gets per second of CPU time of all threads, `AT_ONCE` at a time by one
-node; with `cold` seconds from opening a session to the first value. Values are signed (Ed25519) and travel in clear.
+`python libtorrent_ring.py NODES OPERATIONS SEED [PART ...]` prints one JSON object: lists of seconds `put`, `get` (to
+the first valid value), `authoritative` (until the nearest nodes have all answered); `hits`, the share of gets that
+found something; `rss_mb`, resident memory per node. With `resolves` also gets per second of CPU time of all threads,
+`AT_ONCE` at a time by one node; with `cold` seconds from opening a session to the first value. Values are signed
+(Ed25519) and travel in clear.
 
-`python libtorrent_ring.py member` is one node of its own, driven by lines of JSON as `bench.dht_member` is.
+`python libtorrent_ring.py member HOST` is one node alone, driven by lines of JSON as `bench.dht_member` is.
 """
 
 import hashlib
@@ -198,23 +199,25 @@ def cold_get(host, port, seed, number):
 
 def member():
     """One node alone, told what to do line by line."""
-    node, host = None, sys.argv[2]
+    host = sys.argv[2]
     node = Node(host, free_port(host))
     print(json.dumps({"address": node.address}), flush=True)
     for line in sys.stdin:
         told, answer = json.loads(line), {}
-        if "join" in told:
-            for address in told["join"]:
+        if told["do"] == "join":
+            for address in told["addresses"]:
                 node.session.add_dht_node(tuple(address))
+        elif told["do"] == "wait":
+            time.sleep(told["seconds"])
         else:
             item = Item(hashlib.sha256(str(told["number"]).encode()).digest())
             node.session.pop_alerts()
             began = time.perf_counter()
-            if "put" in told["verb"]:
-                answer = {"seconds": time.perf_counter() - began if node.put(item) else None, "holders": []}
-                answer["seconds"] = time.perf_counter() - began
+            if told["do"] == "put":
+                stored = node.put(item)
+                answer = {"seconds": time.perf_counter() - began if stored else None, "holders": []}
             else:
-                answer = {"seconds": node.get(item)[0]}
+                answer = {"seconds": node.get(item)[told["answers"] > 1]}
         print(json.dumps(answer), flush=True)
 
 
