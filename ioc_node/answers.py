@@ -40,6 +40,7 @@ class Answers:
         for kind, answer in self._table().items():
             self.handlers.serve(kind, _told(answer))
         self.handlers.serve_stream(api.FollowTask, self._follow)
+        self.handlers.serve_stream(api.WatchCid, self._watch)
 
     def open(self, node: "Node") -> None:
         self._node = node
@@ -83,7 +84,12 @@ class Answers:
         return api.Peers(self.node.peers())
 
     async def _resolve(self, message: api.ResolveCid) -> Message:
-        return await self.node.resolve(message.cid, version_min=message.version_min)
+        return await self.node.look_up(message.cid, version_min=message.version_min)
+
+    async def _watch(self, link: Link, message: api.WatchCid, send: SendItem) -> None:
+        async with self.node.watch(message.cid, version=message.version) as changes:
+            async for change in changes:
+                await send(api.CidChanged(change.record, format_node_id(change.holder.node_id)))
 
     async def _find(self, message: api.FindResources) -> Message:
         return await self.node.find(message.demand, policy=message.policy, limit=message.limit)

@@ -8,10 +8,12 @@ from typing import Annotated, Final
 
 import msgspec
 
+from ioc_node.errors import error_named
 from ioc_wire import limits
 from ioc_wire.authority import RevocationNews
 from ioc_wire.bulk import Ticket
 from ioc_wire.codec import Message
+from ioc_wire.errors import error_of
 from ioc_wire.links import UnionCodec
 from ioc_wire.market import Demand, OffersFound
 from ioc_wire.metering import UsageRecord
@@ -91,14 +93,15 @@ class Peers(Message, frozen=True, tag=104):
 
 
 class ResolveCid(Message, frozen=True, tag=105):
-    """Answer: `Resolved`, or the fault."""
+    """Answer: `Resolved` or `Unresolved`."""
 
     cid: str
     version_min: int = 0
 
 
 class Hop(Message, frozen=True):
-    """One question of a lookup: whom, in which round, how long it took, what came back."""
+    """One question of a lookup: whom, in which round (0: a core node, over its link), how long it took, what came
+    back, and how often it had to be sent."""
 
     node_id: str
     host: str
@@ -106,10 +109,14 @@ class Hop(Message, frozen=True):
     round: int
     rtt_ms: float
     answer: str
+    tries: int = 1
 
 
 class Resolved(Message, frozen=True, tag=106):
-    """The signed record, and how it was found. `source` is `dht` or `catalogue`."""
+    """The signed record, and how it was found. `source` is `dht`, `local catalogue`, or `core node` with its name.
+    `ending` says why the search in the DHT ended: `stopped` (enough valid answers), `completed`, `starved`,
+    `cancelled` (a core node was first), or empty where there was none. `hedged_ms` is after how long others were asked
+    because the first were slow, -1 where that was not needed."""
 
     record: Signed
     holder: str
@@ -118,6 +125,39 @@ class Resolved(Message, frozen=True, tag=106):
     asked: int
     elapsed_ms: float
     trace: tuple[Hop, ...]
+    ending: str = ""
+    hedged_ms: float = -1.0
+
+
+class Unresolved(Message, frozen=True, tag=140):
+    """Nobody gave a valid record. `fault()` is the error, its `text` with each one's reason; `code` is that of a
+    `WireError`, 0 for a local error named `error`."""
+
+    code: int
+    error: str
+    text: str
+    elapsed_ms: float
+    trace: tuple[Hop, ...]
+    ending: str
+    hedged_ms: float
+
+    def fault(self) -> Exception:
+        """The error to raise."""
+        return error_of(self.code, self.text) if self.code else error_named(self.error, self.text)
+
+
+class WatchCid(Message, frozen=True, tag=141):
+    """Stream of `CidChanged` until it is cancelled: what is newer than `version` now, then each change."""
+
+    cid: str
+    version: int = 0
+
+
+class CidChanged(Message, frozen=True, tag=142):
+    """A watched identifier has this record, or this tombstone. `holder` told it."""
+
+    record: Signed
+    holder: str
 
 
 class FindResources(Message, frozen=True, tag=107):
@@ -356,6 +396,9 @@ CONTROL_CODEC: Final = UnionCodec(
     | Peers
     | ResolveCid
     | Resolved
+    | Unresolved
+    | WatchCid
+    | CidChanged
     | FindResources
     | Found
     | SubmitTask

@@ -39,8 +39,22 @@ class RemoteNode:
         return (await self._ask(api.GetPeers(), api.Peers)).rows
 
     async def resolve(self, cid: str, *, version_min: int = 0) -> api.Resolved:
-        """The signed record of an identifier and how it was found. Raises `BadIdentifier` or `NotFound`."""
-        return await self._ask(api.ResolveCid(cid, version_min), api.Resolved)
+        """The signed record of an identifier and how it was found. Raises as `Node.resolve`."""
+        found = await self.look_up(cid, version_min=version_min)
+        if isinstance(found, api.Unresolved):
+            raise found.fault()
+        return found
+
+    async def look_up(self, cid: str, *, version_min: int = 0) -> api.Resolved | api.Unresolved:
+        """As `resolve`, with the trace of the search also where it fails. Raises `BadIdentifier`."""
+        answer = await self._link.request(api.ResolveCid(cid, version_min))
+        return answer if isinstance(answer, api.Unresolved) else _expect(answer, api.Resolved)
+
+    @asynccontextmanager
+    async def watch(self, cid: str, *, version: int = 0) -> AsyncIterator[AsyncIterator[api.CidChanged]]:
+        """What an identifier's record is, and becomes, from versions above `version` on."""
+        async with self._link.open_stream(api.WatchCid(cid, version)) as items:
+            yield _changes(items)
 
     async def find(self, demand: Demand, *, policy: str = "cost", limit: int = 32) -> api.Found:
         """Ranked offers for a demand; none is an answer too, whose `removals` say why."""
@@ -120,6 +134,11 @@ def _expect(answer: Message, expected: type[M]) -> M:
 async def _news(items: AsyncIterator[Message]) -> AsyncIterator[api.TaskNews]:
     async for item in items:
         yield _expect(item, api.TaskNews)
+
+
+async def _changes(items: AsyncIterator[Message]) -> AsyncIterator[api.CidChanged]:
+    async for item in items:
+        yield _expect(item, api.CidChanged)
 
 
 def _absolute(path: Path) -> str:

@@ -28,6 +28,7 @@ from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.offload import Offload, load_offloads
 from ioc_node.bulk.transfers import BulkEndpoint, open_bulk
 from ioc_node.config import DATABASE_NAME, NodeConfig
+from ioc_node.core.events import RecordChanged
 from ioc_node.core.routing import Contact as DhtContact
 from ioc_node.core_links import CoreLinks
 from ioc_node.core_side import CoreSide
@@ -37,6 +38,7 @@ from ioc_node.finding import Finder
 from ioc_node.identity import Identity, advertised_host, load_identity
 from ioc_node.metering.ledger import Ledger
 from ioc_node.provider_side import ProviderSide
+from ioc_node.resolving import LocalRecords, Resolver
 from ioc_node.runtime.control import open_control_server
 from ioc_node.runtime.dht import Dht, open_dht
 from ioc_node.runtime.driver import open_background
@@ -79,6 +81,7 @@ class Node:
         revocations: RevocationKeeper,
         entrance: Entrance,
         finder: Finder,
+        resolver: Resolver,
         shared: SharedBlobs,
         consumer: Consumer,
         workflows: Workflows,
@@ -95,6 +98,7 @@ class Node:
         self.revocations = revocations
         self.entrance = entrance
         self.finder = finder
+        self.resolver = resolver
         self.shared = shared
         self.consumer = consumer
         self.workflows = workflows
@@ -112,27 +116,23 @@ class Node:
         await self.entrance.wait_joined()
 
     async def resolve(self, cid: str, *, version_min: int = 0) -> api.Resolved:
-        """The signed record of an identifier from the DHT. Raises `BadIdentifier` or `NotFound`."""
-        report = await self.dht.get(cid, version_min)
-        return api.Resolved(
-            record=report.record,
-            holder=format_node_id(report.holder.node_id),
-            source="dht",
-            hops=report.hops,
-            asked=report.queried,
-            elapsed_ms=report.seconds * 1000,
-            trace=tuple(
-                api.Hop(
-                    node_id=format_node_id(step.contact.node_id),
-                    host=step.contact.address[0],
-                    port=step.contact.address[1],
-                    round=step.depth,
-                    rtt_ms=step.seconds * 1000,
-                    answer=step.outcome,
-                )
-                for step in report.trace.hops
-            ),
-        )
+        """The verified record of an identifier, from this node's own catalogue, the DHT, or a core node, whichever is
+        first. Raises `BadIdentifier`, `Withdrawn`, or with each one's reason `NotFound` or `PeerUnreachable`.
+        """
+        return await self.resolver.resolve(cid, version_min)
+
+    async def look_up(self, cid: str, *, version_min: int = 0) -> api.Resolved | api.Unresolved:
+        """As `resolve`, with the trace of the search also where it fails. Raises `BadIdentifier`."""
+        return await self.resolver.look_up(cid, version_min)
+
+    @asynccontextmanager
+    async def watch(self, cid: str, *, version: int = 0) -> AsyncIterator[AsyncIterator[RecordChanged]]:
+        """Iterate over the verified records of an identifier with versions above `version`: the one there is, then
+        each as it comes; a `Tombstone` where it is withdrawn. Who reads slowly gets the newest. Raises
+        `BadIdentifier`.
+        """
+        async with self.dht.watch(cid, version) as changes:
+            yield changes
 
     async def find(self, demand: Demand, *, policy: str = "cost", limit: int = 32) -> api.Found:
         """Offers for a demand, ranked by `policy`, from a core node. Raises `PeerUnreachable`, `UsageError`."""
@@ -277,10 +277,13 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         shared = SharedBlobs(store, bulk, dht, keeper, host=host, port=config.port)
         shared.register(handlers)
         exchange.on_fetched = shared.note
+        local = None
         core = CoreSide(config, identity, store, trust) if config.is_core else None
         if core is not None:
             core.register(handlers)
             revocations.on_ended(core.key_revoked)
+            local = LocalRecords(dht, core.gossip.catalogue)
+            local.register(handlers)
         provider = None
         if config.role == "provider":
             provider = await ProviderSide.make(
@@ -335,6 +338,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
             revocations=revocations,
             entrance=entrance,
             finder=finder,
+            resolver=Resolver(dht, cores, local),
             shared=shared,
             consumer=consumer,
             workflows=workflows,

@@ -68,7 +68,7 @@ def render_resolved(console: Console, net: Testnet, found: api.Resolved) -> None
         )
     )
     if found.trace:
-        render_trace(console, found.trace)
+        render_trace(console, found)
 
 
 def render_cut(console: Console, tiles: Sequence[Tile]) -> None:
