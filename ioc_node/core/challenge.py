@@ -45,11 +45,12 @@ class Prekey:
 class Spent:
     """What became of a cookie: the HANDSHAKE that spent it and the ACCEPT to repeat."""
 
-    __slots__ = ("accept", "at", "signature")
+    __slots__ = ("accept", "accepts", "at", "signature")
 
     def __init__(self, signature: bytes, at: float) -> None:
         self.signature = signature
         self.accept = b""
+        self.accepts = 1
         self.at = at
 
 

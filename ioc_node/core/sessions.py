@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from ioc_node.core.challenge import Address, Challenges
 from ioc_node.core.chance import Chance
-from ioc_node.core.rates import Rate, RateTable
+from ioc_node.core.rates import RateTable
 from ioc_node.core.session import (
     Attempt,
     Challenged,
@@ -54,6 +54,9 @@ RENEW_SECONDS: Final = 11 * 3600
 """After this long an initiator makes a new session before it sends again."""
 PREKEYS_SEEN_MAX: Final = 4096
 REFUSALS_PER_SECOND: Final = 200.0
+"""To one host, not in all: spoofed messages must not keep from others that their session is gone."""
+ACCEPTS_MAX: Final = 8
+"""Times that one HANDSHAKE is answered: its ACCEPT may be larger, and whoever saw it can repeat it."""
 HANDSHAKES_PER_SECOND: Final = 400.0
 """Of one host; each costs its responder about half a millisecond."""
 
@@ -106,7 +109,7 @@ class Sessions:
         self._by_node: dict[bytes, Session] = {}
         self._attempts: dict[bytes, Attempt] = {}
         self._prekeys_seen: OrderedDict[bytes, None] = OrderedDict()
-        self._refusals = Rate(REFUSALS_PER_SECOND, REFUSALS_PER_SECOND)
+        self._refusals = RateTable(REFUSALS_PER_SECOND, REFUSALS_PER_SECOND)
         self._handshakes = RateTable(HANDSHAKES_PER_SECOND, HANDSHAKES_PER_SECOND)
         opening = encode(wire.Opening(self._chain, b""))
         if len(opening) > wire.OPENING_BYTES_MAX:
@@ -239,7 +242,7 @@ class Sessions:
     def _refuse(self, data: bytes, code: int, address: Address, now: float, out: Outbox) -> None:
         """Answer with REFUSED, unless that would be larger than the packet or too many were sent lately."""
         self.counters.refused += 1
-        if len(data) >= wire.REFUSED_BYTES and self._refusals.take(now):
+        if len(data) >= wire.REFUSED_BYTES and self._refusals.take(address[0], now):
             out.append(SendDatagram(wire.encode_refused(data, code), address))
 
     def _on_knock(self, data: bytes, address: Address, now: float, out: Outbox) -> None:
@@ -260,7 +263,8 @@ class Sessions:
             return None
         spent = challenges.spent(shake.cookie)
         if spent is not None:
-            if spent.accept and spent.signature == shake.signature:
+            if spent.accept and spent.signature == shake.signature and spent.accepts < ACCEPTS_MAX:
+                spent.accepts += 1
                 out.append(SendDatagram(spent.accept, address))
             else:
                 self.counters.replayed += 1
