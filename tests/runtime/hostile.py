@@ -62,6 +62,11 @@ def check_bounds(dht: Dht) -> None:
     assert len(m.holders) <= storage.BLOBS_MAX
 
 
+def unbelieved(node: Dht) -> int:
+    """Datagrams that came to nothing."""
+    return sum(node.counters()[name] for name in ("garbage", "replayed", "undecryptable", "refused"))
+
+
 # -- datagrams
 
 

@@ -31,6 +31,7 @@ from tests.runtime.hostile import (
     record_traffic,
     report,
     resident_mib,
+    unbelieved,
 )
 
 SOURCES: Final = 10_000
@@ -65,6 +66,7 @@ async def survive(count: int) -> None:
         await client.put(record_of(OWNER, CID))
         recorded = [data for packets in (await record_traffic(nodes[0])).values() for data in packets]
         known = [node.machine.sessions.counters.handshakes_accepted for node in nodes]
+        dropped = sum(unbelieved(node) for node in (*nodes, client))
         before, began = resident_mib(), trio.current_time()
         done, seconds = trio.Event(), list[float]()
         async with trio.open_nursery() as nursery:
@@ -82,6 +84,7 @@ async def survive(count: int) -> None:
             f"p50 {percentile(seconds, 0.5) * 1e3:.2f} ms, p99 {percentile(seconds, 0.99) * 1e3:.2f} ms"
         )
         assert seconds
+        assert sum(unbelieved(node) for node in (*nodes, client)) - dropped > count / 4, "the flood arrived"
         assert grown < MEMORY_GROWTH_MIB_MAX
 
 
@@ -150,13 +153,13 @@ async def test_sources_all_over_the_internet_leave_nothing_behind() -> None:
         check_bounds(bob)
 
 
-async def enter(number: int, host: str, bob: Dht, dice: random.Random) -> bool:
+async def enter(number: int, host: str, bob: Dht, dice: random.Random, flags: int = wire.FLAG_SERVER) -> bool:
     """A handshake with a good key from an address of its own; whether bob accepted."""
     crowd = Initiator(key_of(f"crowd {number}"), NETWORK, dice)
     first = encode(wire.Opening(None, wire.encode_message(wire.Ping(1))))
     with await bound(host) as sock, trio.move_on_after(2):
         await sock.sendto(crowd.knock(), bob.address)
-        await sock.sendto(crowd.handshake(await sock.recv(2048), first), bob.address)
+        await sock.sendto(crowd.handshake(await sock.recv(2048), first, flags=flags), bob.address)
         return (await sock.recv(2048))[0] == wire.ACCEPT
     return False
 
@@ -188,6 +191,58 @@ async def crowd(count: int) -> None:
 async def test_a_crowd_of_good_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "SESSIONS_MAX", 64)
     await crowd(200)
+
+
+@LINUX
+async def test_one_host_with_many_good_keys_is_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each handshake costs its responder; others are let in meanwhile."""
+    monkeypatch.setattr(sessions, "HANDSHAKES_PER_SECOND", 5.0)
+    dice = random.Random(5)
+    async with open_dhts(1) as (bob,), trio.open_nursery() as nursery:
+        for number in range(30):
+            nursery.start_soon(enter, number, "127.9.9.9", bob, dice, 0)
+        await trio.sleep(0.2)
+        async with open_dht(**dht_options("client", server=False)) as client:
+            with trio.fail_after(2):
+                assert await client.join([bob.address]) == 1
+        assert bob.counters()["handshakes_accepted"] <= 1 + 5 + 5 * 3
+        assert bob.counters()["limited"] >= 10
+        nursery.cancel_scope.cancel()
+
+
+@LINUX
+async def test_who_lost_its_session_is_told_so_in_a_flood() -> None:
+    """A server forgot its sessions and drowns in messages of sessions that never were, from all over: the honest
+    client is told to knock again, as if it were alone."""
+    dice, port = random.Random(6), 0
+    async with open_dht(**dht_options("client", server=False)) as client:
+        for life in range(2):
+            async with open_dht(**dht_options("bob", port=port)) as bob, trio.open_nursery() as nursery:
+                port = bob.address[1]
+                if life == 0:
+                    await client.join([bob.address])
+                    await client.put(record_of(OWNER, CID))
+                    continue
+                bob.machine.answering.keep(
+                    wire.Put(0, record_of(OWNER, CID), None), bob.machine.unix(trio.current_time()), []
+                )
+                nursery.start_soon(drown, bob, dice)
+                await trio.sleep(0.3)
+                began = trio.current_time()
+                assert (await client.get(CID)).resource.cid == CID
+                report(f"found again after {trio.current_time() - began:.3f} s")
+                assert client.counters()["timed_out"] == 0
+                nursery.cancel_scope.cancel()
+
+
+async def drown(bob: Dht, dice: random.Random) -> None:
+    while True:
+        for host in loopback_sources(1000):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.bind((host, 0))
+                for _ in range(5):
+                    sock.sendto(bytes((wire.MESSAGE,)) + dice.randbytes(60), bob.address)
+            await trio.lowlevel.checkpoint()
 
 
 @LINUX

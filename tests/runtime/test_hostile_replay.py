@@ -14,7 +14,7 @@ from ioc_node.runtime.dht import Change, Dht, open_dht
 from ioc_wire import dht as wire
 from ioc_wire.signed import Signed
 from tests.runtime.dht_nodes import dht_options, record_of
-from tests.runtime.hostile import CID, OWNER, Relay, bound, open_relay
+from tests.runtime.hostile import CID, OWNER, Relay, bound, open_relay, unbelieved
 
 COOKIE_SECONDS = challenge.COOKIE_STEP_SECONDS * challenge.COOKIE_STEPS
 SESSION_SECONDS = 600
@@ -72,10 +72,6 @@ def state(node: Dht) -> dict[str, int]:
     return {name: node.counters()[name] for name in names}
 
 
-def unbelieved(node: Dht) -> int:
-    return sum(node.counters()[name] for name in ("garbage", "replayed", "undecryptable", "refused"))
-
-
 async def throw(packets: list[bytes], target: Dht) -> list[bytes]:
     """Send from an address of its own; return what comes back."""
     back: list[bytes] = []
@@ -126,6 +122,19 @@ async def test_from_the_same_address() -> None:
         assert state(scene.bob) == before
         assert scene.bob.counters()["replayed"] - replayed == len(scene.of_kind(wire.MESSAGE))
         assert scene.ledger.stored == 2
+
+
+async def test_one_handshake_is_answered_a_few_times_at_most() -> None:
+    """ACCEPT may be larger than HANDSHAKE, and who saw one can repeat it with a forged source."""
+    async with open_scene() as scene:
+        (shake,) = scene.of_kind(wire.HANDSHAKE)
+        told, replayed = len(scene.relay.seen), scene.bob.counters()["replayed"]
+        for _ in range(50):
+            await scene.relay.replay(shake, to_server=True)
+        await trio.sleep(0.1)
+        back = [data for data, to_server in scene.relay.seen[told:] if not to_server]
+        assert len(back) == sessions.ACCEPTS_MAX - 1
+        assert scene.bob.counters()["replayed"] - replayed == 50 - len(back)
 
 
 async def test_answers_to_their_asker_again() -> None:
