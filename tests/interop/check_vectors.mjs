@@ -9,7 +9,7 @@ import fs from "node:fs";
 import path from "node:path";
 
 import { DOMAIN, Fault, checkChain, checkRevocation, covers, isEnvelope, selfCertifiedPrefix } from "./authority.mjs";
-import { decode } from "./msgpack.mjs";
+import { decode, encode } from "./msgpack.mjs";
 import { base32, publicOf, sha256, signedBytes, verifies } from "./primitives.mjs";
 import { MESSAGES, checkRefusal, checkSession, readMessage } from "./session.mjs";
 
@@ -92,6 +92,13 @@ const CHECKS = {
       checking.expect(person.node_id_text === "n" + base32(sha256(key)), `${name}: node ID as text`);
       checking.expect(person.self_certified_prefix === selfCertifiedPrefix(key), `${name}: prefix`);
       checking.count("identities");
+    }
+    for (const network of found.networks) {
+      const { name, admission, threshold, root_keys: keys, nonce } = network;
+      const data = encode(["ioc/1", "network", name, admission, threshold, keys.map(hex), hex(nonce)]);
+      checking.expect(data.equals(hex(network.bytes)), `network ${name}: bytes`);
+      checking.expect(sha256(data).equals(hex(network.network_id)), `network ${name}: ID`);
+      checking.count("networks");
     }
   },
 

@@ -155,6 +155,16 @@ def test_keys_and_node_ids() -> None:
         assert found["self_certified_prefix"] == "p2p.n0.k" + base32(sha256(public))
 
 
+def test_network_ids() -> None:
+    for found in load("identities")["networks"]:
+        keys = [bytes.fromhex(key) for key in found["root_keys"]]
+        assert keys == sorted(keys)
+        array = ["ioc/1", "network", found["name"], found["admission"], found["threshold"], keys]
+        data = msgpack.packb([*array, bytes.fromhex(found["nonce"])])
+        assert found["bytes"] == data.hex()
+        assert found["network_id"] == sha256(data).hex()
+
+
 def test_identifiers() -> None:
     found = load("identifiers")
     shape = re.compile(r"ioc:[a-z0-9]+\.[a-z0-9]+\.[a-z0-9]+(/[a-z0-9][a-z0-9_-]{0,31}){3,5}")

@@ -21,6 +21,7 @@ from people import CID, DAY, NOW, PEOPLE, Vector, digest, key_of, link, public, 
 from plain import sample
 from structs import modules, structs_of
 
+from ioc_bootstrap.network import network_id_of
 from ioc_wire import authority, bulk, cid, identity, links, market, merkle, metering, records, tasks
 from ioc_wire.codec import encode
 from ioc_wire.signed import Signed
@@ -43,7 +44,25 @@ def identities() -> Vector:
                 "self_certified_prefix": cid.self_certified_prefix(public(name)),
             }
             for name in PEOPLE
-        }
+        },
+        "networks": [
+            network("harbour", "certified", 2, "root", "bob", "carol"),
+            network("meadow", "open", 0),
+        ],
+    }
+
+
+def network(name: str, admission: str, threshold: int, *root_names: str) -> Vector:
+    """A network ID, and the array it is the hash of."""
+    keys, nonce = sorted(map(public, root_names)), digest(name)[:16]
+    return {
+        "name": name,
+        "admission": admission,
+        "threshold": threshold,
+        "root_keys": [key.hex() for key in keys],
+        "nonce": nonce.hex(),
+        "bytes": encode(("ioc/1", "network", name, admission, threshold, tuple(keys), nonce)).hex(),
+        "network_id": network_id_of(name, admission, threshold, keys, nonce).hex(),
     }
 
 
