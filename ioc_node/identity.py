@@ -29,7 +29,7 @@ _WILDCARDS: Final = ("0.0.0.0", "::", "")  # noqa: S104 - names them to refuse t
 
 @dataclass(frozen=True)
 class Identity:
-    """A node's identity, checked. `grant` is None in an open network."""
+    """A node's identity, checked. `grant` is None in an open network, unless another key endorsed this one."""
 
     key: Ed25519PrivateKey
     public_key: bytes
@@ -72,11 +72,11 @@ def load_identity(config: NodeConfig, *, now: float) -> Identity:
     except NetworkFileError as error:
         raise ConfigError(str(error)) from None
     public = public_bytes(key)
-    if not network.certified:
+    if not network.certified and not (config.home / CHAIN_NAME).exists():
         return Identity(key, public, network, (), None)
     chain = load_chain(config.home / CHAIN_NAME)
     try:
-        grant = verify_chain(chain, roots=network.root_keys, now=now)
+        grant = verify_chain(chain, roots=network.root_keys, now=now, self_certified=not network.certified)
     except WireError as error:
         raise ConfigError(
             f"{config.home / CHAIN_NAME} is no good in network {network.name!r}: {error}"

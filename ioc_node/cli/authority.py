@@ -1,87 +1,56 @@
-"""`authority issue` and `authority show`: who may use which prefix in which role, from the root key down."""
+"""`authority`: who may use which prefix in which role, from the root key down, and who may no more."""
 
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 import click
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
 from ioc_bootstrap.network import load_network
 from ioc_node.cli.common import pairs, short, show, span_text, table, with_home
+from ioc_node.cli.delegating import (
+    DAYS_DEFAULT,
+    Issuer,
+    delegate,
+    keep_issued,
+    load_issuer,
+    public_key_of,
+    read_chain,
+)
 from ioc_node.cli.homes import ROLES
+from ioc_node.cli.revoking import announce, read_revocation, render_revocation, revocation_facts, revoke
 from ioc_node.config import CHAIN_NAME, KEY_NAME, NETWORK_NAME
 from ioc_node.errors import RequestRefused, UsageError
 from ioc_node.runtime.keys import load_key
-from ioc_wire import limits
-from ioc_wire.authority import Chain, Delegation, Role, verify_chain
-from ioc_wire.cid import check_prefix
-from ioc_wire.codec import decode, encode
+from ioc_wire.authority import Delegation, RevocationNews, Role, verify_chain, verify_revocation
+from ioc_wire.cid import check_prefix, self_certified_prefix
+from ioc_wire.codec import encode
 from ioc_wire.errors import WireError
 from ioc_wire.identity import format_node_id, node_id_of
-from ioc_wire.signed import Signed, public_bytes, sign, verify
-
-DAYS_DEFAULT: Final = 30
-SLACK_SECONDS: Final = 60
-"""A delegation starts so much in the past, for subjects whose clocks are behind."""
-
-
-class Issuer(NamedTuple):
-    """Whoever signs: the key, and how it came to its own rights (nothing for a root key)."""
-
-    key: Ed25519PrivateKey
-    chain: tuple[Signed, ...]
-
-
-def delegate(
-    issuer: Issuer,
-    subject: bytes,
-    prefix: str,
-    roles: Collection[Role],
-    *,
-    now: float,
-    days: float = DAYS_DEFAULT,
-) -> tuple[Signed, ...]:
-    """The chain that gives `subject` `prefix` and `roles` for `days`, never for longer than the issuer holds its own.
-
-    Raises `WireError` where the issuer may not grant this.
-    """
-    check_prefix(prefix)
-    start, end = int(now) - SLACK_SECONDS, int(now + days * 86400)
-    if issuer.chain:
-        own = verify(issuer.chain[-1], Delegation)
-        start, end = max(start, own.not_before), min(end, own.not_after)
-    link = sign(issuer.key, Delegation(subject, prefix, tuple(roles), start, end))
-    chain = (*issuer.chain, link)
-    verify_chain(chain, roots={chain[0].key}, now=now)
-    return chain
-
-
-def read_chain(path: Path) -> tuple[Signed, ...]:
-    """The delegations in a file. Raises `UsageError`."""
-    try:
-        chain: tuple[Signed, ...] = decode(path.read_bytes(), Chain)
-    except OSError as error:
-        raise UsageError(f"cannot read the delegations in {path}: {error.strerror or error}") from None
-    except WireError as error:
-        raise UsageError(f"{path} holds no delegations: {error}") from None
-    return chain
+from ioc_wire.signed import Signed, public_bytes, verify
 
 
 @click.group()
 def authority() -> None:
-    """Delegate a prefix and roles to a key, and show delegations."""
+    """Delegate a prefix and roles to a key, revoke that, and show both."""
+
+
+authority.add_command(revoke)
+authority.add_command(announce)
 
 
 @authority.command()
 @click.option("--issuer", required=True, type=click.Path(path_type=Path),
-              help="Who grants: a root key file, or the home folder of a core node.")  # fmt: skip
+              help="Who grants: a root key file, or the home folder of a core node (in an open network: of any node, "
+              "which lets another key sign for its own names).")  # fmt: skip
 @click.option(
     "--to", "to", required=True, metavar="KEY|HOME", help="Who receives: public key, or home folder."
 )
-@click.option("--prefix", default="", help="Prefix granted, such as cn.r3301 (default: all).")
+@click.option(
+    "--prefix", default="", help="Prefix granted, such as cn.r3301 (default: all that the issuer has)."
+)
 @click.option("--role", "roles", multiple=True, required=True, type=click.Choice(ROLES))
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), default=DAYS_DEFAULT, show_default=True)
 @click.option(
@@ -100,13 +69,11 @@ def issue(
 ) -> None:
     """Sign a delegation. A node finds it as delegations.bin in its home folder."""
     check_prefix(prefix)
-    signer = (
-        Issuer(load_key(issuer / KEY_NAME), read_chain(issuer / CHAIN_NAME))
-        if issuer.is_dir()
-        else Issuer(load_key(issuer), ())
-    )
+    signer = load_issuer(issuer)
+    if not prefix:
+        prefix = _whole_prefix(signer, is_home=issuer.is_dir())
     target = Path(to)
-    subject = public_bytes(load_key(target / KEY_NAME)) if target.is_dir() else _public_key(to)
+    subject = public_bytes(load_key(target / KEY_NAME)) if target.is_dir() else public_key_of(to, "--to")
     path = output or (target / CHAIN_NAME if target.is_dir() else None)
     if path is None:
         raise UsageError("say where to write it: --output FILE (or --to HOME instead of a key)")
@@ -118,17 +85,15 @@ def issue(
         path.write_bytes(encode(chain))
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+    keep_issued(issuer, subject, chain)
     show(as_json, {"file": str(path), "links": chain_facts(chain)}, lambda console: _render(console, chain))
 
 
-def _public_key(text: str) -> bytes:
-    try:
-        key = bytes.fromhex(text)
-    except ValueError:
-        key = b""
-    if len(key) != limits.KEY_BYTES:
-        raise UsageError(f"--to: expected 64 hexadecimal digits or a home folder, not {text[:80]!r}")
-    return key
+def _whole_prefix(signer: Issuer, *, is_home: bool) -> str:
+    """All that a signer can grant: what it holds; everything for a root key; its own names in an open network."""
+    if signer.chain:
+        return verify(signer.chain[-1], Delegation).prefix
+    return self_certified_prefix(public_bytes(signer.key)) if is_home else ""
 
 
 @authority.command("show")
@@ -138,14 +103,23 @@ def _public_key(text: str) -> bytes:
 )
 @with_home
 def show_chain(home: Path, file: Path | None, network_file: Path | None, as_json: bool) -> None:
-    """Show the delegations in FILE (default: those of this home) and whether they hold in the network."""
-    chain = read_chain(file or home / CHAIN_NAME)
+    """Show the delegations, or the revocation, in FILE (default: the delegations of this home) and whether they hold
+    in the network."""
     path = network_file or (home / NETWORK_NAME if (home / NETWORK_NAME).exists() else None)
+    try:
+        chain = read_chain(file or home / CHAIN_NAME)
+    except UsageError:
+        if file is None or (news := _revocation(file)) is None:
+            raise
+        _show_revocation(news, path, as_json)
+        return
     fault = ""
     if path is not None:
-        roots = load_network(path).root_keys
+        network = load_network(path)
         try:
-            verify_chain(chain, roots=roots, now=time.time())
+            verify_chain(
+                chain, roots=network.root_keys, now=time.time(), self_certified=not network.certified
+            )
         except WireError as error:
             fault = str(error)
     facts = {"links": chain_facts(chain), "verified": path is not None and not fault, "fault": fault}
@@ -160,6 +134,27 @@ def show_chain(home: Path, file: Path | None, network_file: Path | None, as_json
     show(as_json, facts, render)
     if fault:
         raise RequestRefused(f"these delegations do not hold: {fault}")
+
+
+def _revocation(file: Path) -> RevocationNews | None:
+    try:
+        return read_revocation(file)
+    except UsageError:
+        return None
+
+
+def _show_revocation(news: RevocationNews, path: Path | None, as_json: bool) -> None:
+    fault = ""
+    if path is not None:
+        network = load_network(path)
+        try:
+            verify_revocation(news, roots=network.root_keys, now=time.time(), certified=network.certified)
+        except WireError as error:
+            fault = str(error)
+    facts = revocation_facts(news) | {"verified": path is not None and not fault, "fault": fault}
+    show(as_json, facts, lambda console: render_revocation(console, facts))
+    if fault:
+        raise RequestRefused(f"this revocation does not hold: {fault}")
 
 
 def chain_facts(chain: Collection[Signed]) -> list[dict[str, Any]]:

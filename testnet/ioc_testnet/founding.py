@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ioc_node.cli.authority import Issuer, delegate
+from ioc_node.cli.delegating import Issuer, delegate
 from ioc_node.cli.homes import make_home
 from ioc_node.cli.networks import found_network
 from ioc_node.config import CHAIN_NAME, KEY_NAME, NodeConfig
