@@ -21,6 +21,8 @@ PAYLOADS: Final = {
     "records.Tombstone": ("tombstone", "trust"),
     "dht.HolderRecord": ("holder",),
     "authority.Delegation": ("delegation",),
+    "authority.Revocation": ("revocation",),
+    "authority.RevocationNews": ("news",),
 }
 HOSTS: Final = ("c0000201", "7f000001", "e0000001", "ffffffff", "00" * 15 + "01", "20010db8" + "00" * 12)
 

@@ -10,7 +10,15 @@ from typing import Any, Final
 
 from ioc_node.core.trust import Trust
 from ioc_wire import codec, dht, signed
-from ioc_wire.authority import Chain, Delegation, chain_hash, verify_chain
+from ioc_wire.authority import (
+    Chain,
+    Delegation,
+    Revocation,
+    RevocationNews,
+    chain_hash,
+    verify_chain,
+    verify_revocation,
+)
 from ioc_wire.errors import WireError
 from ioc_wire.records import ResourceRecord, Tombstone, decode_entry, verify_named
 from ioc_wire.signed import DOMAIN, Signed, SignedPayload, public_bytes, signed_bytes
@@ -78,6 +86,29 @@ def _delegation(data: bytes) -> None:
         str(error)
         return
     assert grant.covers(grant.prefix)
+
+
+def _revocation(data: bytes) -> None:
+    """Signed by a root; what it says is taken in where it may be."""
+    trust = Trust(network_id=NETWORK, admission="certified", roots={ROOT})
+    try:
+        trust.take(RevocationNews(seal(Revocation, data)), unix=UNIX)
+    except WireError as error:
+        str(error)
+
+
+def _news(data: bytes) -> None:
+    """A revocation as it arrives, with its chain, in an open network and in a certified one."""
+    try:
+        news = codec.decode(data, RevocationNews)
+    except WireError as error:
+        str(error)
+        return
+    for certified in (False, True):
+        try:
+            verify_revocation(news, roots={ROOT, news.revocation.key}, now=UNIX, certified=certified)
+        except WireError as error:
+            str(error)
 
 
 def _chain(data: bytes) -> None:
@@ -153,6 +184,8 @@ TARGETS: Final[dict[str, Target]] = {
     "tombstone": _named(Tombstone),
     "holder": _holder,
     "delegation": _delegation,
+    "revocation": _revocation,
+    "news": _news,
     "trust": _trust,
     "machines": stage.play,
 }
