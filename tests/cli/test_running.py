@@ -1,7 +1,11 @@
 """Commands that ask a running node, against a small network."""
 
 import hashlib
+import json
 import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ import pytest
 from ioc_testnet.network import Testnet
 from ioc_testnet.programs import program_path
 from tests.cli.inside import Cli
+from tests.testnet.command import NODE
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -48,12 +53,53 @@ def test_a_provider_says_what_it_offers(cli: Cli, shared_net: Testnet) -> None:
 def test_resolve_with_its_trace(cli: Cli, home: Path) -> None:
     cid = "ioc:cn.r3301.20002/gen/3301/az1/h1"
     facts = cli.json(home, "resolve", cid, "--trace")
+    while (
+        facts["source"] != "dht"
+    ):  # servers are still getting to know each other; a core node has it already
+        time.sleep(0.1)
+        facts = cli.json(home, "resolve", cid, "--trace")
     assert (facts["cid"], facts["cores"]) == (cid, 4)
-    assert facts["trace"]
+    assert (facts["source"], facts["ending"]) == ("dht", "stopped")
+    assert facts["trace"][-1]["answer"] == "record"
+    assert facts["trace"][0].keys() == {"node_id", "host", "port", "round", "rtt_ms", "answer", "tries"}
     text = cli.text(home, "resolve", cid, "--trace")
     assert "answered by" in text
-    assert "record" in text
-    cli.refused(home, "resolve", cid.replace("20002", "29999"), words=["not found"], code=5)
+    assert "127.0.0.1:" in text
+    assert "search in the DHT stopped: enough valid answers" in text
+
+
+def test_resolve_that_fails_shows_whom_it_asked(cli: Cli, home: Path) -> None:
+    absent = "ioc:cn.r3301.29999/gen/3301/az1/h1"
+    cli.refused(home, "resolve", absent, words=["not found", absent, "DHT: ", "core node "], code=5)
+    code, out, err = cli.call(home, "resolve", absent, "--trace")
+    assert code == 5
+    assert "not held" in out
+    assert " core " in out
+    assert "search in the DHT completed: the nearest servers that live have all answered" in out
+    assert err.startswith("error: not found: ")
+    code, out, err = cli.call(home, "resolve", absent, "--trace", "--json")
+    facts = json.loads(out.splitlines()[-1])
+    assert (code, facts["exit_code"], facts["ending"]) == (5, 5, "completed")
+    assert {hop["round"] for hop in facts["trace"]} >= {0, 1}
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_watching_an_identifier_until_interrupted(home: Path, as_json: bool) -> None:
+    cid = "ioc:cn.r3301.20002/gen/3301/az1/h1"
+    words = [*NODE, "--home", str(home), "resolve", "--watch", cid, *(["--json"] if as_json else [])]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        line = watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        _, err = watching.communicate(timeout=20)
+    assert watching.returncode == 130, err
+    if as_json:
+        facts = json.loads(line)
+        assert (facts["cid"], facts["withdrawn"], facts["cores"]) == (cid, False, 4)
+    else:
+        assert f"{cid} version " in line
+        assert "told by" in line
 
 
 def test_find_ranks_and_says_what_was_left_out(cli: Cli, home: Path) -> None:
