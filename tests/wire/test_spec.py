@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from ioc_wire import authority, limits
+from ioc_wire import authority, dht, limits
 from ioc_wire.errors import error_table
 from ioc_wire.signed import _SMALL_ORDER
 from tests.wire.structs import all_structs, struct_name, unions
@@ -103,3 +103,28 @@ def expression(rule: str, rules: dict[str, str]) -> str:
         if name == "(":
             pending.append(times)
     return "".join(parts)
+
+
+def test_packet_layouts_add_up() -> None:
+    """The tables of section 9.2: each field begins where the one before ends, and the packet has the size it says."""
+    layouts = dict(
+        re.findall(r"^\| (\w+) \([^\n]*\n\|---\|---\|---\|\n((?:\|[^\n]*\n)+)", SPEC, re.MULTILINE)
+    )
+    assert set(layouts) == {"KNOCK", "WHOAREYOU", "HANDSHAKE", "ACCEPT", "MESSAGE", "REFUSED"}
+    ends = {}
+    for name, lines in layouts.items():
+        end = 0
+        for line in lines.splitlines():
+            offset, size, _ = (cell.strip() for cell in line.strip("|").split("|", 2))
+            assert int(offset) == end, line
+            end += int(size or 0)
+        ends[name] = end
+    header = dht.HEADER_BYTES
+    assert ends == {
+        "KNOCK": dht.KNOCK_BYTES,
+        "WHOAREYOU": dht.WHOAREYOU_BYTES,
+        "HANDSHAKE": dht.HANDSHAKE_HEADER_BYTES,
+        "ACCEPT": header,
+        "MESSAGE": header,
+        "REFUSED": dht.REFUSED_BYTES,
+    }
