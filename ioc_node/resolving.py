@@ -19,11 +19,11 @@ import trio
 
 from ioc_node import api
 from ioc_node.core.catalogue import Catalogue
-from ioc_node.core.events import Fault, Trace
+from ioc_node.core.events import Fault, GetReport, Trace
 from ioc_node.core.getting import withdrawn
 from ioc_node.core_links import CoreLinks
-from ioc_node.errors import NodeError, PeerUnreachable
-from ioc_node.runtime.dht import Dht
+from ioc_node.errors import PeerUnreachable
+from ioc_node.runtime.dht import Dht, Getting
 from ioc_node.runtime.driver import open_background
 from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.links import Link
@@ -93,6 +93,7 @@ class Resolver:
         self.dht = dht
         self.cores = cores
         self.local = local
+        self.chance = random.SystemRandom()
 
     async def resolve(self, cid: str, version_min: int = 0) -> api.Resolved:
         """The record of an identifier. Raises `BadIdentifier`, `Withdrawn`, `NotFound` or `PeerUnreachable`."""
@@ -153,47 +154,53 @@ class _Race:
         self._found: _Answer | None = None
         self._tombstone: Tombstone | None = None
         self._dht_fault: Fault | None = None
-        self._dht_failed = trio.Event()
-        self._cores_done = trio.Event()
         self._reasons: list[str] = []
         self._taken: set[bytes] = set()
         self._dialing = trio.Lock()
         self._scope = trio.CancelScope()
-        self._chance = random.SystemRandom()
 
     async def run(self) -> api.Resolved | api.Unresolved:
-        with self._scope:
-            async with open_background() as nursery:
-                nursery.start_soon(self._ask_cores)
-                await self._ask_dht()
-                if self._dht_fault is None or isinstance(self._dht_fault, Withdrawn) or self._tombstone:
-                    self._scope.cancel()
-                await self._cores_done.wait()
+        with self._resolver.dht.getting(self._cid, self._version_min, trace=self._trace) as getting:
+            with trio.move_on_after(HEAD_START_SECONDS):  # no task is begun: that costs as much as the get
+                await getting.done.wait()
+            if not self._is_decided(getting):
+                with self._scope:
+                    await self._go_on(getting)
         return self._ended()
 
-    # -- the two ways
+    async def _go_on(self, getting: Getting) -> None:
+        """Both ways at once, until one has an answer or both have failed."""
+        async with open_background() as nursery:
+            cores = trio.Event()
+            nursery.start_soon(self._ask_cores, cores)
+            await getting.done.wait()
+            if not self._is_decided(getting):
+                await cores.wait()
 
-    async def _ask_dht(self) -> None:
-        try:
-            report = await self._resolver.dht.get(self._cid, self._version_min, trace=self._trace)
-        except (WireError, NodeError) as error:
-            self._dht_fault = error
-            self._reasons.append(f"DHT: {_detail(error, self._cid)}")
-            self._dht_failed.set()
-        else:
-            holder = format_node_id(report.holder.node_id)
-            self._found = _Answer(report.record, report.resource, holder, "dht", report.hops)
+    def _is_decided(self, getting: Getting) -> bool:
+        """Take what the DHT said, if it has; whether nothing else has to be waited for."""
+        if not getting.results:
+            return False
+        result = getting.results[0]
+        if isinstance(result, GetReport):
+            holder = format_node_id(result.holder.node_id)
+            self._found = _Answer(result.record, result.resource, holder, "dht", result.hops)
+            return True
+        if self._dht_fault is None:
+            self._dht_fault = result
+            self._reasons.append(f"DHT: {_detail(result, self._cid)}")
+        return isinstance(result, Withdrawn) or self._tombstone is not None
 
-    async def _ask_cores(self) -> None:
-        with trio.move_on_after(HEAD_START_SECONDS):
-            await self._dht_failed.wait()
+    # -- core nodes
+
+    async def _ask_cores(self, done: trio.Event) -> None:
         with trio.move_on_after(CORES_SECONDS) as in_time:
             async with trio.open_nursery() as nursery:
                 for _ in range(CORES_ASKED):
                     nursery.start_soon(self._ask_core)
         if in_time.cancelled_caught:
             self._reasons.append(f"core nodes: no more answered within {CORES_SECONDS:.0f} s")
-        self._cores_done.set()
+        done.set()
 
     async def _ask_core(self) -> None:
         """Ask one core node after the other until one says something."""
@@ -233,7 +240,11 @@ class _Race:
         cores = self._resolver.cores
         async with self._dialing:
             linked = [link for link in cores.linked() if link.peer.key not in self._taken]
-            link = self._chance.choice(linked) if linked else await cores.any(but=frozenset(self._taken))
+            link = (
+                self._resolver.chance.choice(linked)
+                if linked
+                else await cores.any(but=frozenset(self._taken))
+            )
             self._taken.add(link.peer.key)
             return link
 
@@ -241,7 +252,7 @@ class _Race:
         if isinstance(record, Tombstone):
             if self._tombstone is None or record.order > self._tombstone.order:
                 self._tombstone = record
-            if self._dht_failed.is_set():
+            if self._dht_fault is not None:
                 self._scope.cancel()
         elif self._found is None:
             name = format_node_id(link.peer.node_id)

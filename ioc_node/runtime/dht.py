@@ -6,8 +6,8 @@ again before it expires, for as long as the block lasts.
 
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, Protocol, TypeVar
 
 import structlog
@@ -71,6 +71,16 @@ class RecordKeeper(Protocol):
     async def save(self, changes: list[Change]) -> None:
         """Keep and forget. Raises `NodeError` if it cannot; the DHT goes on without."""
         ...
+
+
+class Getting:
+    """A get under way. `done` is set when it has ended, with a report or a fault in `results`."""
+
+    __slots__ = ("done", "results")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.results: list[GetReport | events.Fault] = []
 
 
 class Dht:
@@ -141,6 +151,20 @@ class Dht:
         `BadIdentifier`. The search is noted in `trace`, also where it fails or is cancelled.
         """
         return await self._do(GetReport, lambda n: events.GetStarted(n, cid, min_version, answers, trace))
+
+    @contextmanager
+    def getting(self, cid: str, min_version: int = 0, *, trace: Trace | None = None) -> Iterator[Getting]:
+        """Begin a get, for who does something else beside waiting for it; it is cancelled with the block."""
+        number = next(self._numbers)
+        getting = Getting()
+        self._waiting[number] = (getting.done, getting.results)
+        self._driver.feed(events.GetStarted(number, cid, min_version, 1, trace))
+        try:
+            yield getting
+        finally:
+            self._waiting.pop(number, None)
+            if not getting.results:
+                self._driver.feed(events.OperationCancelled(number))
 
     @asynccontextmanager
     async def watch(self, cid: str, version: int = 0) -> AsyncIterator[AsyncIterator[RecordChanged]]:
