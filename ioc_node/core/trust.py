@@ -30,7 +30,7 @@ from ioc_wire.records import NamedRecord, verify_named
 from ioc_wire.signed import Signed
 
 CHAINS_MAX: Final = 4096
-"""Verified chains remembered; about 1 KiB each."""
+"""Verified chains remembered, about 1 KiB each, and keys admitted with one."""
 
 Admission = Literal["open", "certified"]
 
@@ -62,7 +62,8 @@ class _Either(Collection[bytes]):
 
 
 class Ended(NamedTuple):
-    """What a revocation ended: `keys` that lost what they held, and the names of `chains` that were believed.
+    """What a revocation ended: `keys` whose nodes may take part no more (with what they showed so far; another chain
+    admits them again), and the names of `chains` that were believed.
     `whole` is the key that was revoked whole, if one was: also its word without any chain counts no more.
     """
 
@@ -98,6 +99,7 @@ class Trust:
         self.revoked: Collection[bytes] = _Either(self._forbidden, self.revocations.whole)
         """Keys of which nothing counts; a live view."""
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._admitted: OrderedDict[bytes, tuple[bytes, ...]] = OrderedDict()
 
     def learn(self, chain: tuple[Signed, ...], *, unix: float) -> tuple[bytes, Grant]:
         """Verify `chain`, remember it, and return its hash and what it grants.
@@ -145,7 +147,11 @@ class Trust:
         ended = {name: known for name, known in self._known.items() if self._is_ended(known.keys)}
         for name in ended:
             del self._known[name]
-        keys = {known.grant.subject for known in ended.values()} | {key}
+        keys = {admitted for admitted, keys in self._admitted.items() if self._is_ended(keys)}
+        for admitted in keys:
+            del self._admitted[admitted]
+        if whole:
+            keys.add(key)
         return Ended(frozenset(keys), frozenset(ended), key if whole else None)
 
     def _is_ended(self, keys: Sequence[bytes]) -> bool:
@@ -172,11 +178,15 @@ class Trust:
             return None
         if not chain:
             raise BrokenChain("this network is certified and the peer showed no chain")
-        _, grant = self.learn(chain, unix=unix)
+        name, grant = self.learn(chain, unix=unix)
         if grant.subject != key:
             raise BrokenChain("the chain was given to another key than the peer's")
         if server and not SERVER_ROLES.intersection(grant.roles):
             raise RoleNotGranted(f"server (the chain grants {', '.join(grant.roles)})")
+        self._admitted[key] = self._known[name].keys
+        self._admitted.move_to_end(key)
+        if len(self._admitted) > CHAINS_MAX:
+            self._admitted.popitem(last=False)
         return grant
 
     def stands(self, signed: Signed, chain_name: bytes | None) -> bool:
