@@ -47,8 +47,16 @@ export function signedBytes(domain, kind, payload) {
   return Buffer.concat([...parts, payload]);
 }
 
-/** Whether an Ed25519 signature is good, and its key no key of small order. */
+const verified = new Map();
+
+/** Whether an Ed25519 signature is good, and its key no key of small order. The same question is answered once. */
 export function verifies(key, signature, data) {
+  const name = sha256(key, signature, data).toString("base64");
+  if (!verified.has(name)) verified.set(name, isGood(key, signature, data));
+  return verified.get(name);
+}
+
+function isGood(key, signature, data) {
   const y = Buffer.from(key);
   y[31] &= 0x7f;
   if (SMALL_ORDER.has(y.toString("hex"))) return false;

@@ -13,7 +13,7 @@ import pytest
 HERE: Final = Path(__file__).resolve().parent
 VECTORS: Final = HERE.parents[1] / "wire" / "vectors"
 HEX: Final = re.compile(r"hex:(?:[0-9a-f]{2})+|(?:[0-9a-f]{2}){8,}")
-MORE: Final = 15
+MORE: Final = 6
 """Places that are spoiled in each file beside one of every kind."""
 
 Place = tuple[str | int, ...]
