@@ -27,6 +27,7 @@ from ioc_node.core.events import (
     PingReport,
     PutReport,
     RecordChanged,
+    SweepReport,
     Trace,
 )
 from ioc_node.core.routing import Contact
@@ -35,19 +36,12 @@ from ioc_node.errors import NodeError, PeerUnreachable
 from ioc_node.runtime.datagrams import open_datagrams
 from ioc_node.runtime.driver import Driver, open_background
 from ioc_node.runtime.newest import Newest
-from ioc_wire.cid import cid_key
+from ioc_node.runtime.publishing import Publishing, Resign
 from ioc_wire.dht import HolderRecord
 from ioc_wire.errors import WireError
 from ioc_wire.identity import format_node_id
 from ioc_wire.signed import Signed, sign
 
-REFRESH_SECONDS: Final = 22 * 3600
-REFRESH_SECONDS_FIRST: Final = 60
-"""The first refresh comes early: the table may not have been full when a record was first stored."""
-REFRESH_SECONDS_FAILED: Final = 15
-GROWN_SECONDS: Final = 0.5
-"""How long new servers are gathered before young records are stored again."""
-PUBLISHED_MAX: Final = 1 << 20
 CLOCK_SECONDS: Final = 60
 CHANGES_MAX: Final = 4096
 RESTORED_AT_ONCE: Final = 32
@@ -56,8 +50,6 @@ HOLDER_SECONDS: Final = 24 * 3600
 
 _log = structlog.get_logger()
 _Report = TypeVar("_Report")
-Resign = Callable[[], tuple[Signed, Chain]]
-"""Gives the present record of an identifier, freshly signed, and its chain."""
 Change = events.RecordStored | events.RecordDropped
 
 
@@ -94,10 +86,7 @@ class Dht:
         self._numbers = itertools.count()
         self._waiting: dict[int, tuple[trio.Event, list[Any]]] = {}
         self._watching: dict[int, Newest[RecordChanged]] = {}
-        self._published: dict[str, tuple[Resign, float, float]] = {}
-        self._young: set[str] = set()
-        """Published, but not yet for a second time."""
-        self._publish_sooner = trio.Event()
+        self.publishing = Publishing(self.sweep)
         self._driver: Driver[Any, Any]
         self._restoring = False
         self._changes, self._changed = trio.open_memory_channel[Change](CHANGES_MAX)
@@ -143,6 +132,13 @@ class Dht:
         at all. Refusals of servers are in the report, each with its own fault.
         """
         return await self._do(PutReport, lambda n: events.PutStarted(n, record, tuple(chain)))
+
+    async def sweep(self, records: Iterable[tuple[Signed, Chain]]) -> SweepReport:
+        """Store some thousand records at once, with few lookups and messages. Raises `PeerUnreachable`, and
+        `TooLarge` for more than `SWEEP_RECORDS_MAX`.
+        """
+        batch = tuple(records)
+        return await self._do(SweepReport, lambda n: events.SweepStarted(n, batch))
 
     async def get(
         self, cid: str, min_version: int = 0, answers: int = 1, *, trace: Trace | None = None
@@ -214,21 +210,20 @@ class Dht:
 
     def publish(self, cid: str, resign: Resign) -> None:
         """Keep a record of ours stored: now, and signed anew before it expires. Raises `BadIdentifier`."""
-        cid_key(cid)
-        if cid not in self._published and len(self._published) >= PUBLISHED_MAX:
-            raise NodeError(f"{PUBLISHED_MAX} identifiers are published here: no more fit")
-        self._published[cid] = (resign, trio.current_time(), REFRESH_SECONDS_FIRST)
-        self._young.add(cid)
-        self._publish_sooner.set()
+        self.publishing.publish(cid, resign)
 
     def key_revoked(self, ended: Ended) -> None:
         """`Trust` took in a revocation: give up what rested on it."""
         self._driver.feed(events.KeyRevoked(ended))
 
-    def withdraw(self, cid: str) -> None:
-        """Stop refreshing a record; it expires by itself."""
-        self._published.pop(cid, None)
-        self._young.discard(cid)
+    def withdraw(self, cid: str, tombstone: Resign | None = None) -> None:
+        """Stop refreshing a record. With a tombstone (of a higher version) it is gone everywhere at once, otherwise
+        when it expires.
+        """
+        if tombstone is None:
+            self.publishing.withdraw(cid)
+        else:
+            self.publishing.publish(cid, tombstone, ends=True)
 
     def counters(self) -> dict[str, int]:
         """What happened so far; the names are stable."""
@@ -238,6 +233,7 @@ class Dht:
             "sessions": len(m.sessions), "servers": len(m.table), "records": len(m.store), "blobs": len(m.holders),
             "malformed": m.malformed, "rejected": m.rejected, "corrected": m.corrected,
             "repeated": m.exchange.repeated, "timed_out": m.exchange.timed_out, "changes_lost": self.changes_lost,
+            "evicted": m.store.evicted, "published": len(self.publishing), "refreshes_late": self.publishing.late,
         }  # fmt: skip
 
     async def _do(self, kind: type[_Report], event: Callable[[int], events.Event]) -> _Report:
@@ -282,7 +278,7 @@ class Dht:
         elif isinstance(effect, (events.PeerVerified, events.PeerLost)):
             name = "server_known" if isinstance(effect, events.PeerVerified) else "server_lost"
             if isinstance(effect, events.PeerVerified):
-                self._publish_young()
+                self.publishing.server_came()
             _log.debug(name, node=format_node_id(effect.contact.node_id), address=effect.contact.address)
 
     async def _watch_clock(self) -> None:
@@ -290,47 +286,6 @@ class Dht:
         while True:
             await trio.sleep(CLOCK_SECONDS)
             self._driver.feed(events.ClockRead(time.time()))
-
-    def _publish_young(self) -> None:
-        """A server came: what was stored a moment ago, with fewer servers known, may belong there too."""
-        soon = trio.current_time() + GROWN_SECONDS
-        for cid in self._young:
-            resign, due, _ = self._published[cid]
-            self._published[cid] = (resign, min(due, soon), REFRESH_SECONDS_FIRST)
-        if self._young:
-            self._publish_sooner.set()
-
-    async def _refresh(self) -> None:
-        """Store what is published again when it is due, in order of key."""
-        while True:
-            now = trio.current_time()
-            due = sorted((cid for cid, entry in self._published.items() if entry[1] <= now), key=cid_key)
-            for cid in due:
-                if cid in self._published:
-                    await self._store(cid)
-            self._publish_sooner = trio.Event()
-            soonest = min((entry[1] for entry in self._published.values()), default=float("inf"))
-            with trio.move_on_at(soonest):
-                await self._publish_sooner.wait()
-
-    async def _store(self, cid: str) -> None:
-        resign, _, interval = self._published[cid]
-        try:
-            record, chain = resign()
-            report = await self.put(record, chain)
-        except (WireError, NodeError) as error:
-            _log.warning("publish_failed", cid=cid, reason=str(error))
-            stored = False
-        else:
-            stored = bool(report.stored)
-            if not stored:
-                _log.warning("publish_refused", cid=cid, reason=str(report.refused[0][1]))
-        if self._published.get(cid, (None,))[0] is resign:
-            seconds = interval if stored else REFRESH_SECONDS_FAILED
-            following = REFRESH_SECONDS if stored else interval
-            self._published[cid] = (resign, trio.current_time() + seconds, following)
-            if stored and interval == REFRESH_SECONDS:
-                self._young.discard(cid)
 
     async def _restore(self, keeper: RecordKeeper) -> None:
         records = iter(keeper.load())
@@ -395,6 +350,6 @@ async def open_dht(
             else:
                 dht._changed.close()
             background.start_soon(dht._driver.run)
-            background.start_soon(dht._refresh)
+            background.start_soon(dht.publishing.run)
             background.start_soon(dht._watch_clock)
             yield dht

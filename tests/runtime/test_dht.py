@@ -10,13 +10,10 @@ import trio
 import trio.lowlevel
 import trio.testing
 
-from ioc_node.core.events import Chain
 from ioc_node.errors import ConfigError, PeerUnreachable, PortInUse
-from ioc_node.runtime import dht as dht_module
 from ioc_node.runtime.dht import open_dht
 from ioc_wire import dht as wire
 from ioc_wire.errors import NotFound, UnknownNetwork, WrongPeer
-from ioc_wire.signed import Signed
 from tests.runtime.dht_nodes import dht_options, key_of, open_dhts, own_cid, record_of
 
 PROVIDER = key_of("provider")
@@ -134,44 +131,6 @@ async def test_an_exception_in_the_block_comes_out_as_itself() -> None:
     with pytest.raises(ValueError, match="mine"):
         async with open_dht(**dht_options("alice")):
             raise ValueError("mine")
-
-
-async def test_published_records_are_signed_anew_and_stored_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dht_module, "REFRESH_SECONDS_FIRST", 0.05)
-    monkeypatch.setattr(dht_module, "REFRESH_SECONDS", 0.05)
-    versions = iter(range(1, 1000))
-
-    def resign() -> tuple[Signed, Chain]:
-        return record_of(PROVIDER, CID, next(versions)), ()
-
-    async with open_dhts(3) as nodes:
-        nodes[0].publish(CID, resign)
-        with trio.fail_after(5):
-            while True:
-                await trio.sleep(0.02)
-                try:
-                    if (await nodes[1].get(CID)).resource.version >= 3:
-                        break
-                except NotFound:
-                    continue
-        nodes[0].withdraw(CID)
-        await trio.sleep(0.1)
-        last = (await nodes[1].get(CID)).resource.version
-        await trio.sleep(0.2)
-        assert (await nodes[1].get(CID)).resource.version == last
-
-
-async def test_what_could_not_be_published_yet_is_tried_again(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    async with open_dht(**dht_options("bob")) as bob, open_dht(**dht_options("alice", server=False)) as alice:
-        alice.publish(CID, lambda: (record_of(PROVIDER, CID), ()))
-        await trio.sleep(1)
-        with pytest.raises(NotFound):
-            await alice.get(CID)
-        await alice.join([bob.address])
-        await trio.sleep(dht_module.REFRESH_SECONDS_FAILED + 1)
-        assert (await alice.get(CID)).hops == 1
 
 
 async def test_the_dead_are_noticed_and_the_returned_are_taken_back(
