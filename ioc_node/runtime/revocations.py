@@ -92,6 +92,7 @@ class RevocationKeeper:
         """Take up what was kept; returns how many still count. They are verified anew."""
         if self._store is None:
             return 0
+        self._forget_old(self._store)
         rows = self._store.fetch("SELECT news FROM revocations LIMIT ?", (limits.REVOCATIONS_MAX,))
         for (data,) in rows:
             try:
@@ -168,11 +169,14 @@ class RevocationKeeper:
 
     def _expire(self) -> None:
         if self._trust.revocations.expire(unix=self._clock()) and self._store is not None:
-            until = int(self._clock()) - limits.CLOCK_SKEW_SECONDS
-            try:
-                self._store.execute("DELETE FROM revocations WHERE until < ?", (until,))
-            except NodeError as error:
-                _log.error("revocation_not_forgotten", error=str(error))
+            self._forget_old(self._store)
+
+    def _forget_old(self, store: Store) -> None:
+        until = int(self._clock()) - limits.CLOCK_SKEW_SECONDS
+        try:
+            store.execute("DELETE FROM revocations WHERE until < ?", (until,))
+        except NodeError as error:
+            _log.error("revocation_not_forgotten", error=str(error))
 
     # -- links
 
