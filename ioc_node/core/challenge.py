@@ -110,7 +110,8 @@ class Challenges:
         return spent
 
     def forget_old(self, now: float) -> None:
-        """Free what can no longer be repeated; called now and then."""
+        """Free what can no longer be repeated, and prekeys that are no longer accepted; called now and then."""
+        self._prekeys = [prekey for prekey in self._prekeys if now < prekey.retires + PREKEY_SECONDS]
         horizon = now - COOKIE_STEPS * COOKIE_STEP_SECONDS
         while self._spent and next(iter(self._spent.values())).at < horizon:
             self._spent.popitem(last=False)

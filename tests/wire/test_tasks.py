@@ -89,6 +89,22 @@ def test_good_definition() -> None:
 
 
 @pytest.mark.parametrize(
+    "area",
+    [
+        "",
+        "cn",
+        "cn.r3301",
+        "ioc:cn.r3301.20004",
+        "ioc:cn.r3301.20004/ai/3301/",
+        "ioc:cn.r3301.20004/ai/3301/az1/h1",
+    ],
+)
+def test_places_are_prefixes_or_beginnings_of_identifiers(area: str) -> None:
+    definition = task(constraints=Constraints(allow=(area,), deny=(area,)))
+    assert check_definition(definition) is definition
+
+
+@pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"inputs": (Input(path="../x", url="file:x"),)}, "path"),
@@ -97,6 +113,8 @@ def test_good_definition() -> None:
         ({"outputs": (Output(path="x"), Output(path="x"))}, "twice"),
         ({"constraints": Constraints(allow=("CN",))}, "constraints"),
         ({"constraints": Constraints(deny=("cn.",))}, "constraints"),
+        ({"constraints": Constraints(deny=("ioc:cn.r3301",))}, "constraints"),
+        ({"constraints": Constraints(allow=("ioc:cn.r3301.20004/gold",))}, "constraints"),
         ({"executor": ExecutorStep(runtime="wasm")}, "executor"),
     ],
 )

@@ -22,7 +22,9 @@ _CID = re.compile(
     rf"/(?P<path>(?:gen|ai|sup|edge)/{_SEGMENT}/{_SEGMENT}(?:/{_SEGMENT}){{0,2}})"
 )
 _PREFIX = re.compile(rf"(?:{_ROOT}(?:\.{_NODE}(?:\.{_PROVIDER})?)?)?")
+_AREA = re.compile(rf"ioc:{_ROOT}\.{_NODE}\.{_PROVIDER}(?:/(?:gen|ai|sup|edge)(?:/{_SEGMENT}){{0,4}})?/?")
 
+EXAMPLE_AREA: Final = "ioc:cn.r3301.20004/ai/3301"
 CLASSES: Final = ("gen", "ai", "sup", "edge")
 CITIES_CN: Final = re.compile(r"[0-9]{4}")
 
@@ -84,6 +86,15 @@ def check_prefix(prefix: str) -> str:
     if _PREFIX.fullmatch(prefix) is None:
         raise BadIdentifier(f"{prefix[:80]!r} is not a prefix such as cn, cn.r3301 or cn.r3301.20004")
     return prefix
+
+
+def check_area(area: str) -> str:
+    """Return `area` if it is a prefix or the beginning of an identifier, else raise `BadIdentifier`."""
+    if not area.startswith("ioc:"):
+        return check_prefix(area)
+    if len(area) > limits.CID_BYTES_MAX or _AREA.fullmatch(area) is None:
+        raise BadIdentifier(f"{area[:80]!r} is not the beginning of an identifier such as {EXAMPLE_AREA}")
+    return area
 
 
 def prefix_covers(outer: str, inner: str) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 
 from ioc_wire import limits
 from ioc_wire.bulk import Ticket
-from ioc_wire.cid import check_prefix
+from ioc_wire.cid import check_area
 from ioc_wire.codec import Digest, Document, Key, Message, Name, ShortText, UInt, decode, encode
 from ioc_wire.errors import BadIdentifier, BadTask, Malformed, WireError
 from ioc_wire.identity import base32, unbase32
@@ -86,7 +86,7 @@ class Resources(Document, frozen=True):
 
 
 class Constraints(Document, frozen=True):
-    """Where a task may run. `allow` and `deny` are identifier prefixes or whole identifiers' beginnings."""
+    """Where a task may run. `allow` and `deny` are identifier prefixes, or beginnings of identifiers (`ioc:…`)."""
 
     resource_class: Literal["", "gen", "ai", "sup", "edge"] = ""
     allow: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
@@ -153,9 +153,9 @@ def check_definition(task: TaskDefinition) -> TaskDefinition:
         if check_path(path) in seen:
             raise BadTask(f"path {path!r} is named twice")
         seen.add(path)
-    for prefix in (*task.constraints.allow, *task.constraints.deny):
+    for area in (*task.constraints.allow, *task.constraints.deny):
         try:
-            check_prefix(prefix)
+            check_area(area)
         except BadIdentifier as error:
             raise BadTask(f"constraints: {error.detail}") from None
     if not task.executor.program and not task.executor.command:
