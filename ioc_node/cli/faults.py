@@ -20,7 +20,7 @@ import click
 from ioc_bootstrap.addresses import BadAddress
 from ioc_bootstrap.network import NetworkFileError
 from ioc_node.errors import NodeError
-from ioc_wire.errors import BadIdentifier, BadTask, Malformed, NotFound, RemoteFault, WireError
+from ioc_wire.errors import BadIdentifier, BadTask, Malformed, NotFound, RemoteFault, WireError, Withdrawn
 
 INTERRUPTED: Final = 130
 USAGE: Final = 2
@@ -28,7 +28,12 @@ REFUSED: Final = 4
 FAILED: Final = 5
 BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 _EXPECTED: Final = (NodeError, WireError, NetworkFileError, BadAddress, click.ClickException)
-_WIRE_CODES: Final[dict[type[WireError], int]] = {RemoteFault: FAILED, BadIdentifier: USAGE, NotFound: FAILED}
+_WIRE_CODES: Final[dict[type[WireError], int]] = {
+    RemoteFault: FAILED,
+    BadIdentifier: USAGE,
+    NotFound: FAILED,
+    Withdrawn: FAILED,
+}
 
 
 class Fault(NamedTuple):
