@@ -5,6 +5,7 @@ mean.
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+import cryptography.hazmat.backends.openssl.backend  # noqa: F401 - or the first handshake imports it, 8 ms long
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
