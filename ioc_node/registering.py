@@ -14,6 +14,7 @@ from ioc_node.market.leases import Amounts, LeaseBook
 from ioc_node.resources import RecordSigner, Resource
 from ioc_node.runtime.dht import Dht
 from ioc_node.runtime.home import Home
+from ioc_wire.cid import parse_cid
 from ioc_wire.errors import WireError
 from ioc_wire.identity import format_node_id
 from ioc_wire.records import StatusRow
@@ -42,24 +43,36 @@ class Registrar:
         self._own = own
         self._book = book
         self._home: Home | None = None
+        self._withdrawn: list[str] = []
 
     def enter_catalogue(self) -> None:
-        """Sign all records into the own catalogue; identifiers that are no longer configured leave a tombstone."""
+        """Sign all records into the own catalogue; identifiers that are no longer configured leave a tombstone, there
+        and in the DHT.
+        """
         for resource in self.resources:
             self._sign(resource)
         names = {resource.cid for resource in self.resources}
         for cid in [cid for cid in self._own.records() if cid not in names]:
             self._own.withdraw(cid)
             _log.info("withdrawn", cid=cid)
+        prefix = parse_cid(self.resources[0].cid).prefix if self.resources else ""
+        for cid in self._signer.withdraw_others(names, now=time.time()):
+            if parse_cid(cid).prefix == prefix:  # under another prefix nobody would believe us any more
+                self._withdrawn.append(cid)
 
     def publish(self, dht: Dht, home: Home) -> None:
         """Keep every record stored in the DHT from now on; a re-signed one goes to the core nodes too."""
         self._home = home
         for resource in self.resources:
             dht.publish(resource.cid, partial(self._resign, resource))
+        for cid in self._withdrawn:
+            dht.withdraw(cid, partial(self._bury, cid))
 
     def _resign(self, resource: Resource) -> tuple[Signed, tuple[Signed, ...]]:
         return self._sign(resource), self._chain
+
+    def _bury(self, cid: str) -> tuple[Signed, tuple[Signed, ...]]:
+        return self._signer.sign_tombstone(cid, now=time.time()), self._chain
 
     async def register_now(self, dht: Dht) -> tuple[RegisteredRow, ...]:
         """Store all records at once, and tell who took and who refused them."""

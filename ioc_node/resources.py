@@ -1,11 +1,13 @@
 """From a provider's configuration to its signed records, its capacities and its prices.
 
 A record's version grows only when its content changes; refreshing it re-signs the same version with a later
-`issued`. The last version of each identifier is kept in the store, so that a restart never goes back.
+`issued`. The last version of each identifier is kept in the store, so that a restart never goes back. One that is not
+configured any more gets a tombstone, of the next version, and is published so for as long as an older record could
+still be about; when it comes back, its record has a higher version again.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -29,6 +31,7 @@ from ioc_wire.records import (
     Place,
     Price,
     ResourceRecord,
+    Tombstone,
 )
 from ioc_wire.signed import Signed, sign
 
@@ -39,6 +42,11 @@ _SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS own_records (
          cid TEXT PRIMARY KEY, version INTEGER NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID""",
 )
+_TOMBSTONES: Final = (
+    "CREATE TABLE IF NOT EXISTS own_tombstones (cid TEXT PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID",
+)
+_WITHDRAWN: Final = b""
+"""In the place of a digest: no record is like that."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +153,7 @@ class RecordSigner:
 
     def __init__(self, store: Store, key: Ed25519PrivateKey) -> None:
         store.require("own_records", _SCHEMA)
+        store.require("own_tombstones", _TOMBSTONES)
         self._store = store
         self._key = key
 
@@ -165,6 +174,31 @@ class RecordSigner:
             )
         return signed
 
+    def withdraw_others(self, cids: Collection[str], *, now: float) -> list[str]:
+        """Withdraw every identifier of ours beside `cids`; return those whose tombstones are to be published (also
+        those withdrawn before, until no older record can be about).
+        """
+        rows = self._store.fetch("SELECT cid FROM own_records WHERE digest != ?", (_WITHDRAWN,))
+        gone = [(cid,) for (cid,) in rows if cid not in cids]
+        with self._store.transaction():
+            self._store.execute_many(
+                "INSERT OR REPLACE INTO own_tombstones (cid, since) VALUES (?, ?)",
+                [(cid, int(now)) for (cid,) in gone],
+            )
+            self._store.execute_many(
+                "UPDATE own_records SET version = version + 1, digest = x'' WHERE cid = ?", gone
+            )
+            self._store.execute(
+                "DELETE FROM own_tombstones WHERE since < ?", (int(now) - limits.RECORD_SECONDS_MAX,)
+            )
+        left = self._store.fetch("SELECT cid FROM own_tombstones ORDER BY cid")
+        return [cid for (cid,) in left if cid not in cids]
+
+    def sign_tombstone(self, cid: str, *, now: float) -> Signed:
+        """What takes the place of a withdrawn identifier's record, as of `now` (seconds since 1970)."""
+        expires = int(now) + limits.RECORD_SECONDS_MAX
+        return sign(self._key, Tombstone(cid, self.version_of(cid), int(now), expires))
+
     def version_of(self, cid: str) -> int:
         """The version that was signed last, 0 before the first."""
         rows = self._store.fetch("SELECT version FROM own_records WHERE cid = ?", (cid,))
@@ -181,4 +215,5 @@ class RecordSigner:
                 "INSERT OR REPLACE INTO own_records (cid, version, digest) VALUES (?, ?, ?)",
                 (description.cid, version, digest),
             )
+            self._store.execute("DELETE FROM own_tombstones WHERE cid = ?", (description.cid,))
         return version

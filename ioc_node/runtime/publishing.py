@@ -25,6 +25,8 @@ REFRESH_SECONDS: Final = 22 * 3600
 REFRESH_SECONDS_FIRST: Final = 60
 """The first refresh comes early: the table may not have been full when a record was first stored."""
 REFRESH_SECONDS_FAILED: Final = 15
+ENDING_FAILURES_MAX: Final = 240
+"""A tombstone that nobody took for an hour is given up; a record is not."""
 LATE_PART: Final = 4
 """A refresh that comes a quarter of its interval late has fallen behind; records live for two intervals."""
 GATHERED_PART: Final = 16
@@ -45,7 +47,7 @@ Records = tuple[tuple[Signed, Chain], ...]
 class _Entry:
     """One identifier: when it is due, and how long after that it will be due again."""
 
-    __slots__ = ("cid", "due", "ends", "interval", "key", "resign", "since")
+    __slots__ = ("cid", "due", "ends", "failures", "interval", "key", "resign", "since")
 
     def __init__(self, cid: str, resign: Resign, now: float, *, ends: bool) -> None:
         self.cid = cid
@@ -56,6 +58,7 @@ class _Entry:
         """How long it was to wait for `due`."""
         self.interval: float = REFRESH_SECONDS_FIRST
         self.ends = ends
+        self.failures = 0
 
 
 class Publishing:
@@ -178,6 +181,11 @@ class Publishing:
             if entry.ends:
                 del self._entries[entry.cid]
                 return
+        entry.failures = 0 if stored else entry.failures + 1
+        if entry.ends and entry.failures > ENDING_FAILURES_MAX:
+            _log.warning("tombstone_given_up", cid=entry.cid)
+            self.withdraw(entry.cid)
+            return
         entry.since = entry.interval if stored else REFRESH_SECONDS_FAILED
         if stored:
             entry.interval = REFRESH_SECONDS
