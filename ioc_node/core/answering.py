@@ -71,10 +71,7 @@ class Answering:
             self._admit_request(session, now)
             if isinstance(request, wire.Ping):
                 return wire.Pong(request.request, wire.pack_host(session.address[0]), session.address[1])
-            if isinstance(request, wire.Changed):
-                self._admit_write(session, now)
-                return self._watches.on_changed(session, request, now, out)
-            if not self._server:
+            if not self._server and not isinstance(request, wire.Changed):
                 raise Unserved("this node is a client of the DHT")
             if isinstance(request, wire.Get):
                 return self._get(request, unix)
@@ -103,6 +100,8 @@ class Answering:
         if isinstance(request, wire.PutMany):
             return self._keep_many(session, request, now, unix, out)
         self._admit_write(session, now)
+        if isinstance(request, wire.Changed):
+            return self._watches.on_changed(session, request, now, out)
         if isinstance(request, wire.Put):
             self.keep(request, unix, out)
         elif isinstance(request, wire.PutChain):

@@ -117,7 +117,7 @@ class GetOperation(Search):
         if not self.wide and isinstance(answer, wire.Value) and answer.record is not None:
             self.first_done.append(self.first.pop(contact.node_id))
             self.check(contact, answer.record, answer.chain_hash, now, out, may_fetch=True)
-            if not self.first and not self.chains_awaited:
+            if self.wide or not (self.first or self.chains_awaited):
                 self.widen(now, out)
         else:
             self._begin_lookup()

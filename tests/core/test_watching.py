@@ -410,3 +410,30 @@ def test_a_large_network_is_searched_for_the_holders() -> None:
     assert versions(net, nodes[9]) == [1, 2]
     near = nearest(net, cid_key(CID), 8)
     assert any(net.nodes[address].node_id in near for address in watching_at(net, nodes))
+
+
+def test_a_liar_among_the_first_asked_does_not_hold_up_the_others() -> None:
+    """Of three asked at once one gives a forgery; a fourth is asked at once, though another is slow."""
+    net = Network()
+    nodes = grow(net, 12)
+    put(net, nodes[0], record_of(PROVIDER, CID, 1))
+    client = join_client(net, nodes)
+    report = net.result(client, GetStarted(3, CID, answers=3))
+    assert isinstance(report, GetReport)
+    liar, silent, _ = (hop.contact.address for hop in report.trace.hops)
+    for hop in report.trace.hops:  # these three are the quickest again
+        net.nodes[client].exchange._round_trips[hop.contact.node_id] = (0.001, 0.0)
+    store = net.nodes[liar].store
+    held = store.get(cid_key(CID), UNIX + net.now)
+    assert held is not None
+    held.signed = record_of(key_of("mallory"), CID, 9)
+    net.on_wire = lambda data, source, target: [] if source == silent else [data]
+    report = net.result(client, GetStarted(3, CID, answers=3))
+    assert isinstance(report, GetReport)
+    assert report.seconds == pytest.approx(4 * net.delay)
+    assert sorted(hop.outcome.partition(":")[0] for hop in report.trace.hops)[-4:] == [
+        "record",
+        "record",
+        "record",
+        "rejected",
+    ]
