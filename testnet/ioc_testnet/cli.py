@@ -202,6 +202,24 @@ def dht(malicious: str, kind: str | None, as_json: bool, **rest: Any) -> int:
     return run_sim_dht(SimOptions(malicious=share, kind=kind_, **rest).check(), as_json=as_json)
 
 
+@sim.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("docs/experiments"),
+              show_default=True, help="Where a JSON file and a plot of each go, and a page about all.")  # fmt: skip
+@click.option(
+    "--latency",
+    default=None,
+    metavar="FILE",
+    help="Matrix of round trips for the latency experiment (without it: one constant).",
+)
+@_json
+def experiments(names: tuple[str, ...], out: Path, latency: str | None, as_json: bool) -> int:
+    """Run experiments: resilience, sybils, sweep, latency; all of them without a NAME. Takes many minutes."""
+    from ioc_testnet.sim.campaign import run_sim_experiments
+
+    return run_sim_experiments(names, out, latency, as_json=as_json)
+
+
 def main(args: Sequence[str] | None = None, **_: Any) -> NoReturn:
     """Entry point: run the command line and exit with its code."""
     sys.exit(run_group(group, args, "ioc-testnet"))

@@ -239,6 +239,8 @@ class Simulation:
     def _begin_read(self, node: SimNode, record: Published, report: "OnTrial", *, answers: int = 0) -> None:
         known = self.invariants.seen(node, record.key)
         self.readings.open += 1
+        if report == self.readings.on_trial:
+            self.readings.ideal.append(self._one_hop(node, record))
         asked = _Asked()
 
         def ended(result: object, now: float) -> None:
@@ -254,6 +256,20 @@ class Simulation:
             node, lambda number: GetStarted(number, record.cid, known, answers or self.options.answers), ended
         )
         asked.operation = node.machine.operations.get(number)
+
+    def _one_hop(self, node: SimNode, record: Published) -> float:
+        """The round trip to the quickest live honest server among the k nearest of the key, in seconds: what a read
+        would take if the reader knew that server and had a session with it.
+        """
+        ways = [0.0] if self._holds(node, record) else []
+        for contact in self._oracle.nearest(record.key, limits.REPLICATION):
+            there = self.world.at(contact.address)
+            if there is not None and there is not node and there.alive and not there.kind:
+                latency = self.latency
+                ways.append(
+                    latency.one_way(node.index, there.index) + latency.one_way(there.index, node.index)
+                )
+        return min(ways, default=0.0)
 
     def _heal(self) -> None:
         """Mend the wires, let everybody refresh once, and read everything from everywhere."""
@@ -316,6 +332,8 @@ class Simulation:
             "messages_per_lookup": round(sum(readings.asked) / trials, 3),
             "latency_p50_ms": round(percentile(readings.seconds, 50) * 1000, 3),
             "latency_p99_ms": round(percentile(readings.seconds, 99) * 1000, 3),
+            "one_hop_p50_ms": round(percentile(readings.ideal, 50) * 1000, 3),
+            "one_hop_p99_ms": round(percentile(readings.ideal, 99) * 1000, 3),
             "bytes_per_node": round(world.datagram_bytes / len(world.nodes)),
             "seconds": round(seconds, 3),
             "memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
@@ -349,6 +367,7 @@ class Readings:
         self.hops: list[float] = []
         self.asked: list[int] = []
         self.seconds: list[float] = []
+        self.ideal: list[float] = []
         self.faults: dict[str, int] = {}
 
     def on_trial(self, node: SimNode, record: Published, version: int, result: object, asked: int) -> None:
