@@ -141,6 +141,8 @@ async def test_in_an_open_network_its_own_names_end() -> None:
             assert isinstance(await fault_of(carol.get(CID)), NotFound)
             assert isinstance(await fault_of(carol.holders(blob)), NotFound)
             assert isinstance((await carol.put(record_of(OWNER, CID, 2))).refused[0][1], Revoked)
-            report = await owner.announce(blob, "192.0.2.1", 4000)
-            assert not report.stored, "neither its session nor its word"
+            await fault_of(owner.announce(blob, "192.0.2.1", 4000))
+            assert isinstance(await fault_of(carol.holders(blob)), NotFound), (
+                "neither its session nor its word"
+            )
             assert bob.counters()["records"] == bob.counters()["blobs"] == 0
