@@ -270,6 +270,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
             trust, own_key=identity.public_key, own_chain=identity.chain, store=store
         )
         revocations.on_ended(dht.key_revoked)
+        revocations.on_ended(lambda ended: bulk.tickets.revoke_readers(ended.keys))
         revocations.register(handlers)
         revocations.load()
         keeper, ledger = Keeper(store, blobs), Ledger(store)

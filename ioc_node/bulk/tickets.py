@@ -10,7 +10,7 @@ ticket may be used again until it expires: that is how a broken transfer resumes
 import hmac
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -77,6 +77,11 @@ class TicketBook:
     def revoke(self, secret: bytes) -> bool:
         """Take a ticket back; whether it was still good. A transfer that uses it ends at its next chunk."""
         return self._drop(ticket_digest(secret))
+
+    def revoke_readers(self, readers: Collection[bytes]) -> None:
+        """Take back every ticket of these public keys."""
+        for digest in [digest for digest, ticket in self._tickets.items() if ticket.reader in readers]:
+            self._drop(digest)
 
     def is_good(self, ticket: Ticket) -> bool:
         """Whether a ticket found by `check` is still out and not expired."""

@@ -148,9 +148,10 @@ class RevocationKeeper:
         held = [h for h in self._trust.revocations.of(self._own_key) if h.news == news]
         which = "this node's key" if held else "a delegation that this node's own rests on"
         reason = f" ({held[0].revocation.reason})" if held and held[0].revocation.reason else ""
-        when = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+        issued = decode(news.revocation.payload, Revocation).issued
+        when = datetime.datetime.fromtimestamp(issued, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
         self.own_fault = (
-            f"{which} was revoked by {_name(news.revocation.key)}{reason}, known since {when}: peers refuse it; "
+            f"{which} was revoked by {_name(news.revocation.key)}{reason} on {when}: peers refuse it; "
             "ask for a delegation to a new key, see `ioc-node authority`"
         )
         _log.error("own_key_revoked", reason=self.own_fault)

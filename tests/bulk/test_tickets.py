@@ -76,6 +76,14 @@ def test_a_guessed_or_revoked_ticket_is_refused(alice: TicketBook) -> None:
         check(alice, make_claim(ticket, BOB, NONCE), ticket)
 
 
+def test_all_tickets_of_a_revoked_reader_end(alice: TicketBook) -> None:
+    tickets = [alice.issue(BLOB, public_bytes(BOB)) for _ in range(2)]
+    other = alice.issue(BLOB, bytes(32))
+    alice.revoke_readers({public_bytes(BOB)})
+    assert not any(alice.is_good(ticket) for ticket in tickets)
+    assert alice.is_good(other)
+
+
 def test_the_table_is_bounded_and_forgets_the_expired(
     alice: TicketBook, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
