@@ -24,7 +24,6 @@ from ioc_wire import limits
 from ioc_wire.authority import chain_hash
 from ioc_wire.dht import AnyMessage
 from ioc_wire.errors import ChainUnknown, Malformed, RateLimited, TooLarge, WireError, error_of
-from ioc_wire.signed import Signed
 
 if TYPE_CHECKING:
     from ioc_node.core.dht import DhtMachine
@@ -48,16 +47,17 @@ REFUSED_MAX: Final = 256
 
 
 class SweepOperation(Operation):
-    """Store many records. Raises `TooLarge` for more than `SWEEP_RECORDS_MAX`, and for a record that fits into no
-    datagram; `BadIdentifier` or `Malformed` for one that is none.
+    """Store many records. Raises `TooLarge` for more than `SWEEP_RECORDS_MAX`; what is no record, or fits into no
+    datagram, is refused alone.
     """
 
     def __init__(self, dht: "DhtMachine", event: SweepStarted, now: float) -> None:
         super().__init__(dht, event.operation, now)
         if len(event.records) > SWEEP_RECORDS_MAX:
             raise TooLarge(f"a sweep of {len(event.records)} records, at most {SWEEP_RECORDS_MAX} at once")
+        self.given = deque(event.records)
         self.chains: dict[bytes, Chain] = {}
-        self.items = sorted((self._item(*each) for each in event.records), key=lambda item: item.key)
+        self.items: list[Item] = []
         self.atlas = Atlas(dht.labels_of)
         self.lanes: list[Lane] = []
         self.servers: dict[bytes, Server] = {}
@@ -67,22 +67,38 @@ class SweepOperation(Operation):
         self.open = 0
         """Records at servers that have not come to an end, `requests` that are under way."""
         self.requests = self.lookups = self.vain = self.messages = 0
-        self.is_turning = False
-
-    def _item(self, record: Signed, chain: Chain) -> Item:
-        if not chain:
-            return Item(record, None)
-        name = chain_hash(chain)
-        self.chains[name] = chain
-        return Item(record, name)
+        self.is_turning = self.is_prepared = False
 
     def start(self, now: float, out: Outbox) -> None:
+        self._turn(now, out)
+
+    def _prepare(self, left: int) -> int:
+        """Look at some of the records given, and begin to place them when all were looked at; returns what is left
+        of the turn.
+        """
+        while self.given and left:
+            left -= 1
+            record, chain = self.given.popleft()
+            name = chain_hash(chain) if chain else None
+            if name is not None:
+                self.chains[name] = chain
+            try:
+                self.items.append(Item(record, name))
+            except WireError as error:
+                self._refuse("?", error)
+        if not self.given:
+            self.items.sort(key=lambda item: item.key)
+            self._begin()
+        return left
+
+    def _begin(self) -> None:
+        self.is_prepared = True
         known = [peer.contact for peer in self.dht.table.peers()]
         if self.dht.server:
             known.append(self.dht.contact)
-        whole = self.dht.upkeep.has_full_view()
         for contact in known:
             self.atlas.add(contact)
+        whole = self.dht.upkeep.has_full_view()
         if whole:
             self.atlas.learn(0, (), whole=True)
         stride = max(1, math.ceil(len(self.items) / (1 if whole else LANES)))
@@ -90,7 +106,6 @@ class SweepOperation(Operation):
             Lane(self.items[first : first + stride], self.atlas)
             for first in range(0, len(self.items), stride)
         ]
-        self._turn(now, out)
 
     # -- placing
 
@@ -99,7 +114,7 @@ class SweepOperation(Operation):
         self.is_turning = False
         if self.ended:
             return
-        left = TURN_RECORDS
+        left = TURN_RECORDS if self.is_prepared else self._prepare(TURN_RECORDS)
         while self.moving and left:
             left -= 1
             self._move(self.moving.popleft())
@@ -114,7 +129,7 @@ class SweepOperation(Operation):
                     self._look_up(lane, step, now, out)
                 else:
                     self._place(*step)
-        if self.moving or any(not lane.is_waiting for lane in self.lanes):
+        if not self.is_prepared or self.moving or any(not lane.is_waiting for lane in self.lanes):
             self._turn_soon(now)
         elif not self.lanes:
             for server in self.servers.values():
@@ -188,7 +203,7 @@ class SweepOperation(Operation):
 
     def _pump(self, now: float, out: Outbox) -> None:
         """Send as much as may be under way; end when all has come to an end."""
-        flush = not self.lanes and not self.moving
+        flush = self.is_prepared and not self.lanes and not self.moving
         while self.ready and self.requests < REQUESTS_MAX:
             server = self.ready.popleft()
             server.is_queued = False

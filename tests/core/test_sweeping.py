@@ -21,7 +21,7 @@ from ioc_node.errors import PeerUnreachable
 from ioc_wire import dht as wire
 from ioc_wire.authority import chain_hash
 from ioc_wire.cid import cid_key
-from ioc_wire.errors import BadSignature, OlderVersion, OverQuota, RateLimited, TooLarge, Withdrawn
+from ioc_wire.errors import BadSignature, Malformed, OlderVersion, OverQuota, RateLimited, TooLarge, Withdrawn
 from ioc_wire.records import Tombstone
 from ioc_wire.signed import Signed, public_bytes, sign
 from tests.core.staple import UNIX, Network, delegate, key_of, record_of
@@ -165,6 +165,17 @@ def test_a_sweep_says_what_it_could_not_store() -> None:
     assert {(cid, type(fault)) for cid, fault in report.refused} == {
         (CID, OlderVersion), (f"{OWN}/h3", BadSignature),
     }  # fmt: skip
+
+
+def test_what_is_no_record_is_refused_alone() -> None:
+    net = Network()
+    nodes = grow(net, 5)
+    good = record_of(PROVIDER, CID)
+    junk = msgspec.structs.replace(good, payload=b"junk")
+    huge = msgspec.structs.replace(record_of(PROVIDER, f"{OWN}/h2"), signature=bytes(64), domain="x" * 2000)
+    report = sweep(net, nodes[0], ((junk, ()), (good, ()), (huge, ())))
+    assert (report.stored, report.missed) == (1, ())
+    assert [(cid, type(fault)) for cid, fault in report.refused] == [("?", Malformed), ("?", TooLarge)]
 
 
 def test_a_sweep_is_bounded_and_needs_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
