@@ -117,11 +117,15 @@ class GetOperation(Search):
         if not self.wide and isinstance(answer, wire.Value) and answer.record is not None:
             self.first_done.append(self.first.pop(contact.node_id))
             self.check(contact, answer.record, answer.chain_hash, now, out, may_fetch=True)
-            if self.wide or not (self.first or self.chains_awaited):
-                self.widen(now, out)
+            self._go_on(now, out)
         else:
             self._begin_lookup()
             self.on_answer(contact, answer, now, out)
+
+    def _go_on(self, now: float, out: Outbox) -> None:
+        """Whoever was asked outright has answered, and it was not enough; or the search is wide already."""
+        if self.wide or not (self.first or self.chains_awaited):
+            self.widen(now, out)
 
     def _begin_lookup(self) -> None:
         if self.wide:
@@ -208,8 +212,7 @@ class GetOperation(Search):
                     self.check(contact, signed, chain_hash, now, out, may_fetch=False)
             else:
                 self._reject(contact, ChainUnknown(self.cid))
-            if self.wide or not self.first:
-                self.widen(now, out)
+            self._go_on(now, out)
 
         self.chains_awaited += 1
         self.ask(contact, lambda number: wire.GetChain(number, chain_hash), answered, now, out)
