@@ -38,13 +38,24 @@ class Item:
 class Server:
     """What waits for one server, by chain."""
 
-    __slots__ = ("contact", "gone", "is_queued", "open", "queues", "resting", "rests", "sending", "sent")
+    __slots__ = (
+        "contact",
+        "gone",
+        "is_queued",
+        "open",
+        "queues",
+        "resting",
+        "rests",
+        "rests_all",
+        "sending",
+        "sent",
+    )
 
     def __init__(self, contact: Contact) -> None:
         self.contact = contact
         self.queues: dict[bytes | None, deque[Item]] = {}
         self.open = 0
-        self.rests = 0
+        self.rests = self.rests_all = 0
         self.resting = self.gone = self.is_queued = False
         self.sending: set[bytes] = set()
         """Chains that it is just being told, and `sent` those that it was told."""

@@ -42,6 +42,8 @@ REST_SECONDS_FIRST: Final = 1.0
 REST_SECONDS_MAX: Final = 8.0
 RESTS_MAX: Final = 8
 """In a row, without one record taken in between."""
+RESTS_ALL_MAX: Final = 64
+"""In one sweep: who takes next to nothing does not hold up the others for longer than about a minute."""
 VAIN_LOOKUPS_MAX: Final = 3
 REFUSED_MAX: Final = 256
 
@@ -316,8 +318,9 @@ class SweepOperation(Operation):
     def _rest(self, server: Server, now: float, *, progress: bool) -> None:
         """It takes no more at the moment."""
         server.rests = 0 if progress else server.rests + 1
-        if server.rests > RESTS_MAX:
-            self._give_up(server, [], RateLimited(f"{RESTS_MAX} times in a row"), now)
+        server.rests_all += 1
+        if server.rests > RESTS_MAX or server.rests_all > RESTS_ALL_MAX:
+            self._give_up(server, [], RateLimited(f"{server.rests_all} times in one sweep"), now)
         elif not server.resting and not server.gone:
             server.resting = True
             seconds = min(REST_SECONDS_FIRST * 2**server.rests, REST_SECONDS_MAX)

@@ -132,6 +132,30 @@ def test_a_server_that_never_takes_anything_is_given_up(monkeypatch: pytest.Monk
         assert len(found) == 20
 
 
+def test_who_takes_a_record_a_second_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeping, "RESTS_ALL_MAX", 5)
+    net = Network()
+    nodes = grow(net, 24)
+    slow = net.nodes[nodes[4]]
+    slow.answering._writes = RateTable(1.0, 1.0)
+    report = sweep(net, nodes[0], records(60))
+    assert (report.stored, report.thin) == (60, 0)
+    assert report.seconds < 15
+    assert 1 <= len(slow.store) <= 10
+    assert all(len(holders(net, f"{OWN}/h{n}")) >= 20 for n in range(60))
+
+
+def test_a_server_that_answers_nonsense_is_replaced() -> None:
+    net = Network()
+    nodes = grow(net, 24)
+    liar = net.nodes[nodes[4]]
+    liar.answering._keep_many = lambda session, request, *_: wire.StoredMany(request.request, (0,) * 16)  # type: ignore[method-assign]
+    report = sweep(net, nodes[0], records(40))
+    assert (report.stored, report.thin) == (40, 0)
+    assert [type(fault) for _, fault in report.refused] == [Malformed]
+    assert all(len(holders(net, f"{OWN}/h{n}")) == 20 for n in range(40))
+
+
 def test_servers_are_told_the_chain_first() -> None:
     net = Network()
     root = key_of("root")
