@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 FOLDER: Final = Path(__file__).parent / "corpus"
-FOUND_MAX: Final = 250
+FOUND_MAX: Final = 100
 """Found inputs kept per target: a corpus that nobody waits for is replayed by every test run."""
 
 
