@@ -6,6 +6,7 @@ from functools import partial
 from typing import Final
 
 import structlog
+import trio.lowlevel
 
 from ioc_node.api import RegisteredRow
 from ioc_node.core.own_catalogue import OwnCatalogue
@@ -14,6 +15,7 @@ from ioc_node.market.leases import Amounts, LeaseBook
 from ioc_node.resources import RecordSigner, Resource
 from ioc_node.runtime.dht import Dht
 from ioc_node.runtime.home import Home
+from ioc_node.runtime.publishing import SWEPT_AT_ONCE
 from ioc_wire.cid import parse_cid
 from ioc_wire.errors import WireError
 from ioc_wire.identity import format_node_id
@@ -21,6 +23,9 @@ from ioc_wire.records import StatusRow
 from ioc_wire.signed import Signed
 
 REFUSALS_SHOWN_MAX: Final = 8
+ONE_BY_ONE_MAX: Final = 32
+"""Records that are stored one by one on request, which tells who refused; more go by sweep."""
+SIGNED_PER_TURN: Final = 8
 
 _log = structlog.get_logger()
 
@@ -76,7 +81,39 @@ class Registrar:
 
     async def register_now(self, dht: Dht) -> tuple[RegisteredRow, ...]:
         """Store all records at once, and tell who took and who refused them."""
-        return tuple([await self._register(dht, resource) for resource in self.resources])
+        if len(self.resources) <= ONE_BY_ONE_MAX:
+            return tuple([await self._register(dht, resource) for resource in self.resources])
+        rows: list[RegisteredRow] = []
+        for first in range(0, len(self.resources), SWEPT_AT_ONCE):
+            rows.extend(await self._register_many(dht, self.resources[first : first + SWEPT_AT_ONCE]))
+        return tuple(rows)
+
+    async def _register_many(self, dht: Dht, resources: Sequence[Resource]) -> list[RegisteredRow]:
+        """By sweep; it tells how many servers took a record, and who refused only by the fault."""
+        records = []
+        for number, resource in enumerate(resources):
+            records.append((self._sign(resource), self._chain))
+            if number % SIGNED_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+        faults: dict[str, list[str]] = {}
+        copies: dict[str, int] = {}
+        try:
+            report = await dht.sweep(records)
+        except (WireError, NodeError) as error:
+            faults = {resource.cid: [str(error)] for resource in resources}
+        else:
+            copies = report.copies
+            for cid, fault in report.refused:
+                faults.setdefault(cid, []).append(str(fault))
+        return [
+            RegisteredRow(
+                resource.cid,
+                self._signer.version_of(resource.cid),
+                copies.get(resource.cid, 0),
+                tuple(faults.get(resource.cid, ())[:REFUSALS_SHOWN_MAX]),
+            )
+            for resource in resources
+        ]
 
     async def _register(self, dht: Dht, resource: Resource) -> RegisteredRow:
         record = self._sign(resource)

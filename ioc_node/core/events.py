@@ -210,13 +210,15 @@ class PutReport:
 
 @dataclass(slots=True)
 class SweepReport:
-    """How many records at least one server stored, how many fewer than half of those that should; the identifiers
-    that none stored; the first faults. `messages` are the requests sent, those of the `lookups` counted in.
+    """How many records at least one server stored, and how many fewer than half of those that should; the identifiers
+    that none stored; at how many servers each is now (`copies`); the first faults. `messages` are the requests sent,
+    those of the `lookups` counted in.
     """
 
     stored: int
     thin: int
     missed: tuple[str, ...]
+    copies: dict[str, int]
     refused: list[tuple[str, Fault]]
     lookups: int
     messages: int

@@ -363,6 +363,7 @@ class SweepOperation(Operation):
             stored=stored,
             thin=sum(2 * item.stored < max(1, item.wanted) for item in self.items),
             missed=tuple([item.cid for item in self.items if not item.stored]),
+            copies={item.cid: item.stored for item in self.items},
             refused=self.refused,
             lookups=self.lookups,
             messages=self.messages,

@@ -110,3 +110,14 @@ async def test_what_is_not_configured_any_more_is_gone_from_the_dht(tmp_path: Pa
         with Store(tmp_path / "node.sqlite") as store:
             registrar(store, home.own, "h1", "h2").publish(nodes[1], home)
             await wait_for(nodes[2], {"h1": 1, "h2": 3})
+
+
+async def test_many_are_registered_by_sweep(tmp_path: Path, home: Home) -> None:
+    async with open_dhts(3) as nodes:
+        with Store(tmp_path / "node.sqlite") as store:
+            hosts = [f"h{n}" for n in range(60)]
+            rows = await registrar(store, home.own, *hosts).register_now(nodes[0])
+            assert [(row.cid, row.version) for row in rows] == [(cid(host), 1) for host in hosts]
+            assert {(row.stored, row.refused) for row in rows} == {(3, ())}
+            few = await registrar(store, home.own, "h1", "h2").register_now(nodes[0])
+            assert [row.stored for row in few] == [3, 3]

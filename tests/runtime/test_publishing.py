@@ -127,7 +127,7 @@ async def test_refreshing_that_falls_behind_is_told(monkeypatch: pytest.MonkeyPa
         nonlocal swept
         await trio.sleep(0.1)
         swept += len(records)
-        return SweepReport(len(records), 0, (), [], 0, 1, 0.1)
+        return SweepReport(len(records), 0, (), {}, [], 0, 1, 0.1)
 
     async with trio.open_nursery() as nursery:
         keeping = publishing.Publishing(slow)
@@ -161,7 +161,7 @@ async def test_signing_thousands_lets_others_have_turns() -> None:
 
     async def sweep(records: publishing.Records) -> SweepReport:
         await trio.lowlevel.checkpoint()
-        return SweepReport(len(records), 0, (), [], 0, 1, 0.0)
+        return SweepReport(len(records), 0, (), {}, [], 0, 1, 0.0)
 
     async with trio.open_nursery() as nursery:
         keeping = publishing.Publishing(sweep)
