@@ -232,6 +232,7 @@ class Dht:
         return counted | {
             "sessions": len(m.sessions), "servers": len(m.table), "records": len(m.store), "blobs": len(m.holders),
             "malformed": m.malformed, "rejected": m.rejected, "corrected": m.corrected,
+            "watches": len(m.watches), "watching": m.watches.own(),
             "repeated": m.exchange.repeated, "timed_out": m.exchange.timed_out, "changes_lost": self.changes_lost,
             "evicted": m.store.evicted, "published": len(self.publishing), "refreshes_late": self.publishing.late,
         }  # fmt: skip
