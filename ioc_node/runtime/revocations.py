@@ -99,6 +99,8 @@ class RevocationKeeper:
                 self._take_in(decode(data, RevocationNews))
             except WireError as error:
                 _log.info("stored_revocation_dropped", error=str(error))
+        if self._trust.revocations:
+            _log.info("revocations_remembered", count=len(self._trust.revocations))
         return len(self._trust.revocations)
 
     def take(self, news: RevocationNews, *, source: Link | None = None) -> bool:
@@ -106,8 +108,13 @@ class RevocationKeeper:
 
         Raises what `Trust.take` raises.
         """
-        if not self._take_in(news):
+        ended = self._take_in(news)
+        if ended is None:
             return False
+        subject = decode(news.revocation.payload, Revocation).subject
+        _log.info(
+            "key_revoked", node=_name(subject), by=_name(news.revocation.key), peers_ended=len(ended.keys)
+        )
         self._keep(news)
         self._tell([news], source)
         self._close_links()
@@ -129,18 +136,14 @@ class RevocationKeeper:
 
     # -- taking in
 
-    def _take_in(self, news: RevocationNews) -> bool:
+    def _take_in(self, news: RevocationNews) -> Ended | None:
         ended = self._trust.take(news, unix=self._clock())
         if ended is None:
-            return False
+            return None
         self._note_own(news)
         for tell in self._told:
             tell(ended)
-        keys = [format_node_id(node_id_of(key))[:11] for key in sorted(ended.keys)]
-        _log.info(
-            "key_revoked", nodes=keys, by=_name(news.revocation.key), remembered=len(self._trust.revocations)
-        )
-        return True
+        return ended
 
     def _note_own(self, news: RevocationNews) -> None:
         if self.own_fault or not self._trust.has_ended(self._own_key, self._own_chain):
