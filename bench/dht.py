@@ -28,6 +28,9 @@ from bench.peers.setup import PEERS, is_made, python_of
 from bench.report import Row, median, report
 
 SCRIPT_SECONDS_MAX: Final = 240
+PEER_SECONDS_MAX: Final = 75
+SLOW_SECONDS_MAX: Final = 120
+"""For one run; a peer that takes longer, or fails, gets no further run on that network."""
 SLOW: Final = frozenset({"libp2p"})
 """Takes minutes for what the others do in seconds: one run, few operations, not with `--quick`."""
 MEMBERS: Final = frozenset({"libtorrent"})
@@ -88,9 +91,9 @@ class Network(NamedTuple):
 
 
 FULL: Final = {
-    "50": Network(50, 3, 300, ("resolves", "handshake", "cold"), frozenset(PEERS)),
-    "200": Network(200, 2, 200, ("join",), frozenset(PEERS) - SLOW),
-    "32p": Network(32, 2, 150, (), MEMBERS),
+    "50": Network(50, 3, 200, ("resolves", "handshake", "cold"), frozenset(PEERS)),
+    "200": Network(200, 2, 150, ("join",), frozenset(PEERS) - SLOW),
+    "32p": Network(32, 2, 100, (), MEMBERS),
 }
 QUICK: Final = {"50": Network(50, 1, 100, ("resolves", "handshake", "cold"), frozenset(PEERS) - SLOW)}
 
@@ -117,6 +120,7 @@ class Measurements:
         self.systems = systems
         self.samples: dict[tuple[str, str], list[Samples]] = defaultdict(list)
         self.notes: list[str] = []
+        self._failed: set[tuple[str, str]] = set()
 
     def take(self, name: str, network: Network, *, quick: bool) -> None:
         """Measure everybody on one kind of network, in turns."""
@@ -129,16 +133,19 @@ class Measurements:
 
     def _run(self, system: str, network: str, command: list[str]) -> None:
         """One run; a peer's failure is a note, ours ends the bench."""
+        if (system, network) in self._failed:
+            return
         print(f"bench.dht: {system}, {network}", file=sys.stderr, flush=True)
+        seconds_max = SLOW_SECONDS_MAX if system in SLOW else PEER_SECONDS_MAX
+        seconds_max = SCRIPT_SECONDS_MAX if system == OURS else seconds_max
         try:
-            done = subprocess.run(
-                command, check=True, capture_output=True, timeout=SCRIPT_SECONDS_MAX, text=True
-            )
+            done = subprocess.run(command, check=True, capture_output=True, timeout=seconds_max, text=True)
             self.samples[system, network].append(json.loads(done.stdout.splitlines()[-1]))
         except (subprocess.SubprocessError, ValueError, IndexError) as error:
             if system == OURS:
                 raise
-            said = getattr(error, "stderr", None) or str(error)
+            self._failed.add((system, network))
+            said = (error.stderr if isinstance(error, subprocess.CalledProcessError) else None) or str(error)
             self.notes.append(f"{system} failed ({network}): {said.strip().splitlines()[-1]}")
 
     def figure(self, figure: Figure, system: str, suffix: str = "") -> float | None:

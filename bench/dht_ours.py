@@ -42,7 +42,7 @@ AT_ONCE: Final = 32
 RESOLVES: Final = 1000
 """Records stored for `resolves`; the reader holds some of them itself and leaves those out."""
 HANDSHAKES: Final = 50
-COLD_RUNS: Final = 7
+COLD_RUNS: Final = 5
 Samples = dict[str, Any]
 
 
