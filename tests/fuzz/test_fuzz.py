@@ -13,7 +13,7 @@ from tests.fuzz.mutation import mutate
 from tests.fuzz.targets import TARGETS, WHOLE
 
 MUTANTS: Final = 1500
-SCRIPTS: Final = 250
+SCRIPTS: Final = 150
 CAMPAIGN_SECONDS: Final = 12.0
 MACHINES_SECONDS: Final = 60.0
 
