@@ -12,7 +12,8 @@ Keys that lie side by side mostly have the same replica holders: the order of tw
 bit in which they differ. So a whole *cell* of keys is placed at once.
 
 Where servers share labels (see `diversity`), a lookup shows one server per label, the nearest to its target; for the
-keys nearby that one stands for its label.
+keys nearby that one stands for its label. Where there are fewer labels than replicas, a lookup says nothing of the
+keys nearby, and each key has one.
 """
 
 from bisect import bisect_left, bisect_right, insort
@@ -106,7 +107,7 @@ class Atlas:
             self.add(contact)
         if whole:
             self._lows, self._highs = [0], [_EVERYTHING]
-        elif len(found) >= self.count:
+        elif len(found) >= self.count and self._are_spread(int.from_bytes(c.node_id, "big") for c in found):
             farthest = max(int.from_bytes(contact.node_id, "big") ^ target for contact in found)
             self._cover_ball(target, farthest + 1)
 
@@ -213,6 +214,7 @@ class Planner:
         self._atlas = atlas
         self._at = 0
         self._tries = 0
+        self._is_known = False
 
     def next(self) -> Placement | int | None:
         if self._at == len(self._keys):
@@ -220,7 +222,7 @@ class Planner:
         key = self._keys[self._at]
         choice = self._atlas.choose(key)
         reach = self._atlas.reach(key, choice.farthest)
-        if reach <= choice.farthest and self._tries < TRIES_MAX:
+        if reach <= choice.farthest and not self._is_known and self._tries < TRIES_MAX:
             self._tries += 1
             return key if self._tries == TRIES_MAX else key ^ reach
         return self._place(key, choice, reach)
@@ -228,6 +230,7 @@ class Planner:
     def learned(self, target: int, found: Sequence[Contact], *, whole: bool = False) -> None:
         """The lookup at `target` found these; `whole` as in `Atlas.learn`."""
         self._atlas.learn(target, found, whole=whole)
+        self._is_known = target == self._keys[self._at]
 
     def gave_up(self) -> None:
         """The lookup failed: take whom we know."""
@@ -242,6 +245,7 @@ class Planner:
             end = max(end, bisect_left(self._keys, (key >> bit) + 1 << bit, first))
         self._at = end
         self._tries = 0
+        self._is_known = False
         return Placement(first, end, choice.servers)
 
 

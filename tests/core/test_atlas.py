@@ -97,6 +97,30 @@ def test_replicas_are_spread_over_address_blocks() -> None:
         assert len(chosen & set(swarm)) == 1
 
 
+@pytest.mark.parametrize(("groups", "each", "overlap"), [(400, 1, 20), (300, 2, 16), (15, 20, 20)])
+def test_without_a_full_view_labels_are_honoured_too(groups: int, each: int, overlap: int) -> None:
+    """With fewer owners than replicas, every key has its own lookup; otherwise few do."""
+    rng = random.Random(11)
+    contacts = [
+        Contact(rng.randbytes(32), (f"51.{group >> 8}.{group & 255}.{host}", 4000))
+        for group in range(groups)
+        for host in range(each)
+    ]
+
+    def labels(contact: Contact) -> tuple[bytes, ...]:
+        return labels_of(contact.address[0])
+
+    class Labelled(Net):
+        def nearest(self, point: int) -> list[Contact]:
+            return spread(sorted(contacts, key=lambda contact: number(contact) ^ point), 20, labels)
+
+    net = Labelled(contacts, 20)
+    points = sorted(rng.getrandbits(256) for _ in range(200))
+    sets, lookups = placed(points, net, Atlas(labels))
+    assert all(len(sets[point] & set(net.nearest(point))) >= overlap for point in points)
+    assert lookups <= (80 if groups > 20 else 200)
+
+
 def test_a_failed_lookup_takes_whom_is_known_and_goes_on() -> None:
     rng = random.Random(8)
     known = servers(rng, 5)
