@@ -144,6 +144,10 @@ class Lookup:
         """How many servers were asked so far."""
         return sum(entry.state is not State.HEARD for entry in self._entries.values())
 
+    def has_dead(self) -> bool:
+        """Whether somebody did not answer, or not usefully."""
+        return any(entry.state is State.UNREACHABLE for entry in self._entries.values())
+
     def waiting(self) -> list[Contact]:
         """Those that were asked and have not answered yet."""
         return [entry.contact for entry in self._shortlist if entry.state is State.WAITING]

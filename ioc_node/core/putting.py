@@ -126,17 +126,49 @@ class StoreOperation(Operation):
 
 
 class _StoreLookup(Search):
-    """Finds where to store."""
+    """Finds where to store. Servers tell of the twenty that they know nearest to the key; where some of those are dead,
+    living ones a little farther away were not told. So then the far edge of what was found is asked about too, once.
+    """
 
     def __init__(self, dht: "DhtMachine", owner: StoreOperation, now: float) -> None:
         super().__init__(dht, dht.own_number(), now, owner.target)
         self.owner = owner
+        self.edge: bytes | None = None
+        self.edge_open = 0
 
     def settle(self, now: float, out: Outbox) -> None:
+        if self.edge_open:
+            return
+        found = self.lookup.nearest()
+        if self.edge is None and found and self.lookup.has_dead():
+            self._ask_edge(found, now, out)
+            return
         self.close()
         self.owner.trace.hops.extend(self.trace.hops)
         self.owner.trace.ending = self.trace.ending
-        self.owner.write(self.lookup.nearest(), now, out)
+        self.owner.write(found, now, out)
+
+    def _ask_edge(self, found: list[Contact], now: float, out: Outbox) -> None:
+        point = int.from_bytes(self.target, "big")
+        self.edge = edge = max(
+            (c.node_id for c in found), key=lambda node: int.from_bytes(node, "big") ^ point
+        )
+        rim = int.from_bytes(edge, "big")
+        found = sorted(found, key=lambda contact: int.from_bytes(contact.node_id, "big") ^ rim)
+        for contact in found[: limits.PARALLELISM]:
+            self.edge_open += 1
+            depth = self.lookup.hop(contact.node_id)
+            self.ask(contact, lambda number: wire.FindNode(number, edge), self._on_edge, now, out, depth)
+
+    def _on_edge(self, contact: Contact, answer: AnyMessage | Fault, now: float, out: Outbox) -> None:
+        self.edge_open -= 1
+        if self.ended:
+            return
+        if isinstance(answer, wire.Nodes):
+            self.hear(contact, answer.nodes, now)
+        if not self.edge_open:
+            self.lookup.ending = None
+            self.advance(now, out)
 
 
 class PutOperation(StoreOperation):

@@ -3,6 +3,7 @@
 `EXPERIMENTS` maps names to functions that return `{"experiment", "rows", "thresholds", …}`, figures of runs only.
 """
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ _KEPT: Final = (
 
 def simulate(options: SimOptions, progress: Progress) -> dict[str, Any]:
     """One run's figures, as far as experiments keep them."""
+    gc.collect()  # the run before this one: its nodes refer to each other
     figures = Simulation(options, progress=progress).run()
     progress(
         f"success {figures['success']:.4f}, recall {figures['replica_recall']:.4f}: {figures['command']}"
@@ -40,8 +42,8 @@ def simulate(options: SimOptions, progress: Progress) -> dict[str, Any]:
 
 def resilience(latency: str | None, progress: Progress) -> dict[str, Any]:
     """Reads while 30 % of all servers are dead in everyone's tables, by the share of malicious ones."""
-    runs = [(0.0, "mixed", 600), (0.2, "mixed", 3000), (0.35, "mixed", 600), (0.5, "mixed", 3000),
-            (0.2, "lying", 1000), (0.5, "lying", 600), (0.2, "inventing", 600)]  # fmt: skip
+    runs = [(0.0, "mixed", 300), (0.2, "mixed", 3000), (0.5, "mixed", 3000), (0.2, "lying", 600),
+            (0.5, "lying", 300), (0.2, "inventing", 300)]  # fmt: skip
     rows = [
         simulate(replace(RESILIENCE, malicious=share, kind=kind, trials=trials), progress)  # type: ignore[arg-type]
         for share, kind, trials in runs
@@ -51,7 +53,7 @@ def resilience(latency: str | None, progress: Progress) -> dict[str, Any]:
         "rows": rows,
         "thresholds": [
             _threshold("success, 30 % churn + 20 % malicious", rows[1]["success"], 0.999),
-            _threshold("success, 30 % churn + 50 % malicious", rows[3]["success"], 0.99),
+            _threshold("success, 30 % churn + 50 % malicious", rows[2]["success"], 0.99),
             _threshold("replica recall, 30 % churn + 20 % malicious", rows[1]["replica_recall"], 0.95),
         ],
     }
