@@ -11,7 +11,7 @@ from ioc_node.core.routing import RoutingTable
 from ioc_node.core.session import Outbox, Session
 from ioc_node.core.storage import HolderStore, RecordStore
 from ioc_node.core.trust import Trust
-from ioc_node.core.watching import WatchTable
+from ioc_node.core.watches import WatchTable
 from ioc_wire import dht as wire
 from ioc_wire import limits
 from ioc_wire.cid import cid_key

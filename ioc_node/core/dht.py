@@ -53,7 +53,8 @@ from ioc_node.core.sweeping import SweepOperation
 from ioc_node.core.timers import Timed, Timer, Timers
 from ioc_node.core.trust import Trust
 from ioc_node.core.upkeep import Upkeep
-from ioc_node.core.watching import WatchOperation, WatchTable
+from ioc_node.core.watches import WatchTable
+from ioc_node.core.watching import WatchOperation
 from ioc_wire import dht as wire
 from ioc_wire.authority import Delegation
 from ioc_wire.codec import decode

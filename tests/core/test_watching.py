@@ -2,7 +2,7 @@
 
 import pytest
 
-from ioc_node.core import watching
+from ioc_node.core import watches
 from ioc_node.core.challenge import Address
 from ioc_node.core.events import (
     GetReport,
@@ -16,7 +16,8 @@ from ioc_node.core.events import (
     Trace,
     WatchStarted,
 )
-from ioc_node.core.watching import RENEW_SECONDS, WATCH_HOLDERS, WATCH_SECONDS, WATCHES_PER_PEER_MAX
+from ioc_node.core.watches import WATCHES_PER_PEER_MAX
+from ioc_node.core.watching import RENEW_SECONDS, WATCH_HOLDERS, WATCH_SECONDS
 from ioc_wire import dht as wire
 from ioc_wire.authority import chain_hash
 from ioc_wire.cid import cid_key, self_certified_prefix
@@ -369,12 +370,12 @@ def test_what_a_holder_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
         take(0, 1)
     assert len(table) == WATCHES_PER_PEER_MAX
     assert len(table._expiries) <= 2 * WATCHES_PER_PEER_MAX + 65
-    monkeypatch.setattr(watching, "WATCHES_PER_KEY_MAX", 3)
+    monkeypatch.setattr(watches, "WATCHES_PER_KEY_MAX", 3)
     take(1, 5)
     take(2, 5)
     with pytest.raises(OverQuota, match="this key"):
         take(3, 5)
-    monkeypatch.setattr(watching, "WATCHES_MAX", len(table) + 1)
+    monkeypatch.setattr(watches, "WATCHES_MAX", len(table) + 1)
     take(3, 6)
     with pytest.raises(OverQuota, match="are kept here"):
         take(3, 7)
@@ -383,6 +384,28 @@ def test_what_a_holder_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     net.now += 301
     take(4, 8)
     assert len(table) == 1, "what expired makes room"
+
+
+def test_the_watchers_of_one_address_block_share_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Network()
+    holder = net.add("holder", address=("9.9.9.1", 4000))
+    table = net.nodes[holder].watches
+    monkeypatch.setattr(watches, "WATCHES_PER_GROUP_MAX", 2)
+    sessions = []
+    for number, host in enumerate(("8.8.8.1", "8.8.8.2", "8.8.8.3", "7.7.7.7")):
+        client = net.add(f"client {number}", server=False, address=(host, 4000))
+        assert net.result(client, JoinStarted(1, (holder,)))
+        session = net.nodes[holder].sessions.with_node(net.nodes[client].node_id, net.now)
+        assert session is not None
+        sessions.append(session)
+    for session in sessions[:2]:
+        table.take(session, wire.Watch(1, bytes(32), 0, 300), net.now)
+    with pytest.raises(OverQuota, match="address block"):
+        table.take(sessions[2], wire.Watch(1, bytes(32), 0, 300), net.now)
+    table.take(sessions[3], wire.Watch(1, bytes(32), 0, 300), net.now)
+    table.take(sessions[0], wire.Watch(1, bytes(32), 0, 0), net.now)
+    table.take(sessions[2], wire.Watch(1, bytes(32), 0, 300), net.now)
+    assert len(table) == 3
 
 
 def test_own_watches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
