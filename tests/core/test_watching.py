@@ -409,7 +409,7 @@ def test_the_watchers_of_one_address_block_share_a_bound(monkeypatch: pytest.Mon
 
 
 def test_own_watches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "OWN_WATCHES_MAX", 2)
+    monkeypatch.setattr("ioc_node.core.watching.OWN_WATCHES_MAX", 2)
     net = Network()
     nodes = grow(net, 2)
     for number in range(2):
