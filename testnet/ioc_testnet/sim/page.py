@@ -114,8 +114,10 @@ def _tell_sybils(result: dict[str, Any]) -> str:
         _row(r["sybils"], r["groups"], r["dht"], r["bucket_rule_only"], r["race"]) for r in result["rows"]
     ]
     note = (
-        "The Sybils' keys are ground until all of them lie nearer to the key than the honest servers; the record is "
-        'put and read after they came. They store nothing and tell only of each other. "Ours" also chooses at most '
+        "Keys are ground as long as it takes on average until all Sybils lie nearer to the key than honest servers; "
+        "one or two of those still stand among them, so that exactly 20 Sybils need not fill all 20 places. The record "
+        "is put and read after they came. They store nothing and tell only of each other. "
+        '"Ours" also chooses at most '
         "one replica holder per /24 (as long as there are enough), so an attacker needs 20 of them. py-libp2p's rule "
         "is modelled by our table with that choice switched off: beside a key all Sybils fall into one bucket, so the "
         "table's own further cap (3 per table) hardly matters. The race is arithmetic and not a run: a resolve that "
