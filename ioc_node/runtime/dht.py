@@ -83,6 +83,7 @@ class Dht:
         self.address = address
         self.changes_lost = 0
         self._key = key
+        self._known = trio.Event()
         self._numbers = itertools.count()
         self._waiting: dict[int, tuple[trio.Event, list[Any]]] = {}
         self._watching: dict[int, Newest[RecordChanged]] = {}
@@ -124,6 +125,10 @@ class Dht:
         for address, fault in report.failed:
             _log.info("bootstrap_failed", address=f"{address[0]}:{address[1]}", reason=str(fault))
         return report
+
+    async def wait_known(self) -> None:
+        """Wait until a first server is known: enough for a `get`, while a `join` still goes on."""
+        await self._known.wait()
 
     async def put(self, record: Signed, chain: Chain = ()) -> PutReport:
         """Store a record at the servers nearest to its key.
@@ -279,6 +284,7 @@ class Dht:
         elif isinstance(effect, (events.PeerVerified, events.PeerLost)):
             name = "server_known" if isinstance(effect, events.PeerVerified) else "server_lost"
             if isinstance(effect, events.PeerVerified):
+                self._known.set()
                 self.publishing.server_came()
             _log.debug(name, node=format_node_id(effect.contact.node_id), address=effect.contact.address)
 
