@@ -13,7 +13,10 @@ from ioc_testnet.sim.latency import read_latency
 
 def run_sim_experiments(names: tuple[str, ...], out: Path, latency: str | None, *, as_json: bool) -> int:
     """Run the named ones, or all; exit code 1 if a threshold is missed. The page is made anew from all JSON files."""
-    from ioc_testnet.sim.page import write_page  # it needs matplotlib, which only the experiments do
+    try:
+        from ioc_testnet.sim.page import write_page
+    except ImportError:
+        raise UsageError("experiments draw with matplotlib: install ioc-node[demo]") from None
 
     unknown = [name for name in names if name not in EXPERIMENTS]
     if unknown:

@@ -100,8 +100,9 @@ def _draw_sybils(axes: Axes, result: dict[str, Any]) -> None:
         axes.plot(groups, [row["dht"] for row in rows], "o-", color=colour, label=f"{count} Sybils, ours")
         axes.plot(groups, [row["bucket_rule_only"] for row in rows], "x:", color=colour,
                   label=f"{count} Sybils, 2 per /24 and bucket only")  # fmt: skip
-    groups = sorted({row["groups"] for row in result["rows"]})
-    axes.plot(groups, [1.02] * len(groups), "-", color="black", lw=1, label="race with two core nodes")
+    races = {row["groups"]: row["race"] for row in result["rows"]}
+    axes.plot(sorted(races), [races[each] for each in sorted(races)], "--", color="black", lw=1, zorder=5,
+              label="race with two core nodes")  # fmt: skip
     axes.axvline(20, color="grey", lw=0.8, ls="--")
     axes.text(20.4, 0.5, "k = 20: the caps' prediction", rotation=90, va="center", fontsize=8, color="grey")
     axes.set(xlabel="/24s that the attacker has", ylabel="success",
