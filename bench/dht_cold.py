@@ -23,16 +23,18 @@ IMPORTED = time.monotonic()
 async def resolve(host: str, port: int, cid: str) -> float:
     """Seconds until the record is here."""
     began = time.perf_counter()
-    async with open_dht(
-        key=Ed25519PrivateKey.generate(), host="127.0.0.1", port=0, network_id=b"bench.dht".ljust(32),
-        roots=frozenset(), admission="open", chain=(), server=False, advertise_host=None,
-        rng=random.SystemRandom(),
-    ) as node:  # fmt: skip
-        async with open_background() as background:
-            background.start_soon(node.join, [(host, port)])
-            await node.wait_known()
-            await node.get(cid)
-            return time.perf_counter() - began
+    async with (
+        open_dht(
+            key=Ed25519PrivateKey.generate(), host="127.0.0.1", port=0, network_id=b"bench.dht".ljust(32),
+            roots=frozenset(), admission="open", chain=(), server=False, advertise_host=None,
+            rng=random.SystemRandom(),
+        ) as node,
+        open_background() as background,
+    ):  # fmt: skip
+        background.start_soon(node.join, [(host, port)])
+        await node.wait_known()
+        await node.get(cid)
+        return time.perf_counter() - began
 
 
 def main() -> None:
