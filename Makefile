@@ -10,7 +10,7 @@ BENCHES := dht bulk dispatch idle
 ARGS ?=
 PYTHON ?=
 
-.PHONY: install demo test test-slow lint format bench bench-peers vectors constraints system-packages clean
+.PHONY: install demo test test-slow lint format bench bench-peers experiments vectors constraints system-packages clean
 
 install: $(VENV)/installed-dev
 	@echo "ready: $(BIN)/ioc-node --help, $(BIN)/ioc-testnet --help; or make demo, make test"
@@ -39,6 +39,10 @@ bench: $(VENV)/installed-dev
 
 bench-peers: $(VENV)/installed-dev
 	$(BIN)/python bench/peers/setup.py $(ARGS)
+
+# What docs/experiments shows, made again: about half an hour. IOC_LATENCY_FILE names a matrix of round trips.
+experiments: $(VENV)/installed-dev
+	$(BIN)/ioc-testnet sim experiments $(if $(IOC_LATENCY_FILE),--latency $(IOC_LATENCY_FILE)) $(ARGS)
 
 # The golden vectors and the generated tables of wire/SPEC.md.
 vectors: $(VENV)/installed-dev
