@@ -32,6 +32,8 @@ ROUND_TRIPS_MAX: Final = 4096
 
 OnAnswer = Callable[["AnyMessage | Fault", "Request", float, Outbox], None]
 
+OnLate = Callable[[float, Outbox], None]
+
 OnSilent = Callable[[bytes, Address, float, Outbox], None]
 """Called when a known node did not answer at all."""
 
@@ -42,8 +44,8 @@ class Request:
     """
 
     __slots__ = (
-        "address", "attempt", "began", "data", "deadline", "fault", "node_id", "number", "on_answer", "patience",
-        "sent", "tries",
+        "address", "attempt", "began", "data", "deadline", "fault", "node_id", "number", "on_answer", "on_late",
+        "patience", "sent", "tries",
     )  # fmt: skip
 
     def __init__(
@@ -54,12 +56,14 @@ class Request:
         address: Address,
         on_answer: OnAnswer,
         now: float,
+        on_late: OnLate | None = None,
     ) -> None:
         self.number = number
         self.data = data
         self.node_id = node_id
         self.address = address
         self.on_answer = on_answer
+        self.on_late = on_late
         self.began = self.sent = now
         self.patience = PATIENCE_SECONDS_FIRST
         self.deadline = now
@@ -104,11 +108,12 @@ class Exchange:
         on_answer: OnAnswer,
         now: float,
         out: Outbox,
+        on_late: OnLate | None = None,
     ) -> None:
         """Send `message`, whose request number is `number`. `on_answer` is called exactly once, never from in
-        here.
+        here; before it, `on_late` may be, once.
         """
-        request = Request(number, wire.encode_message(message), node_id, address, on_answer, now)
+        request = Request(number, wire.encode_message(message), node_id, address, on_answer, now, on_late)
         if len(self._pending) >= REQUESTS_MAX:
             request.fault = RateLimited(f"{REQUESTS_MAX} requests of this node are unanswered")
             self._pending[number] = request
@@ -185,6 +190,9 @@ class Exchange:
                 self._give_up(request, now, out)
             else:
                 self._repeat(request, now, out)
+                if request.on_late is not None:
+                    on_late, request.on_late = request.on_late, None
+                    on_late(now, out)
 
     def deadline(self) -> float:
         timers = self._timers

@@ -107,7 +107,9 @@ class GetOperation(Search):
         for _, _, contact in quickest:
             self.first[contact.node_id] = contact
             self.ask(contact, self.request, self.on_first, now, out)
-        patience = max(HEDGE_SECONDS_MIN, 4 * quickest[-1][0])
+        slowest, _, contact = quickest[-1]
+        known = round_trip(contact.node_id) is not None
+        patience = max(HEDGE_SECONDS_MIN, 4 * slowest) if known else HEDGE_SECONDS_UNKNOWN
         self.hedge = self.dht.after(patience, self._on_slow, now)
 
     def on_first(self, contact: Contact, answer: AnyMessage | Fault, now: float, out: Outbox) -> None:

@@ -1,9 +1,9 @@
 """One iterative search for the servers nearest to a target, as pure state.
 
-Each server of the shortlist is *heard* (not asked yet), *waiting* (asked), *queried* (answered) or
-*unreachable*. A lookup ends *completed* when the `k` nearest that are not unreachable have all answered,
-*starved* when nobody is left to ask and nobody answered, *stopped* when its owner has what it wanted. It
-sends nothing: the owner asks `next` whom to ask.
+Each server of the shortlist is *heard* (not asked yet), *waiting* (asked), *late* (asked, and nobody is kept waiting
+for it any more), *queried* (answered) or *unreachable*. A lookup ends *completed* when the `k` nearest that are not
+unreachable have all answered, *starved* when nobody is left to ask and nobody answered, *stopped* when its owner has
+what it wanted. It sends nothing: the owner asks `next` whom to ask.
 
 "Nearest" is meant as replicas are chosen (`diversity`): of servers with a label in common the nearest one that is
 not unreachable, and the others only where there are too few labels. So a swarm beside the target is one server.
@@ -28,6 +28,7 @@ class State(Enum):
 
     HEARD = "heard"
     WAITING = "waiting"
+    LATE = "late"
     QUERIED = "queried"
     UNREACHABLE = "unreachable"
 
@@ -57,8 +58,8 @@ def _no_labels(contact: Contact) -> Labels:
 
 
 class Lookup:
-    """State of one search. `width` is how many requests may be under way at once, `labels_of` says what a server has
-    in common with others of its owner.
+    """State of one search. `width` is how many requests may be under way at once, those that are late not counted in;
+    `labels_of` says what a server has in common with others of its owner.
     """
 
     def __init__(
@@ -111,6 +112,13 @@ class Lookup:
             entry.state = State.WAITING
             self._waiting += 1
 
+    def late(self, node_id: bytes) -> None:
+        """`node_id` should have answered by now: another one is asked in its place. It may answer still."""
+        entry = self._entries[node_id]
+        if entry.state is State.WAITING:
+            self._waiting -= 1
+            entry.state = State.LATE
+
     def answered(self, node_id: bytes, told: Iterable[Contact] = ()) -> None:
         """`node_id` answered and told of these."""
         entry = self._entries[node_id]
@@ -150,7 +158,7 @@ class Lookup:
 
     def waiting(self) -> list[Contact]:
         """Those that were asked and have not answered yet."""
-        return [entry.contact for entry in self._shortlist if entry.state is State.WAITING]
+        return [entry.contact for entry in self._shortlist if entry.state in (State.WAITING, State.LATE)]
 
     def nearest(self) -> list[Contact]:
         """The nearest `count` that answered, as replicas are chosen."""

@@ -5,11 +5,11 @@ or a fault. It is bounded in time because each of its requests is (`exchange`), 
 """
 
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from ioc_node.core.events import Fault, FindReport, Hop, JoinReport, OperationEnded, PingReport, Report, Trace
-from ioc_node.core.exchange import Request
+from ioc_node.core.exchange import OnLate, Request
 from ioc_node.core.lookup import Lookup
 from ioc_node.core.routing import Contact
 from ioc_node.core.session import Outbox
@@ -63,6 +63,7 @@ class Operation:
         now: float,
         out: Outbox,
         depth: int = 1,
+        on_late: OnLate | None = None,
     ) -> None:
         """Ask one server; note in the trace what came of it and hand it on. A `Refusal` arrives as its
         fault.
@@ -78,7 +79,7 @@ class Operation:
                 self.trace.hops.append(Hop(contact, depth, now - request.began, outcome, request.tries))
             answered(contact, answer, now, out)
 
-        exchange.ask(number, build(number), contact.node_id, contact.address, on_answer, now, out)
+        exchange.ask(number, build(number), contact.node_id, contact.address, on_answer, now, out, on_late)
 
 
 class Search(Operation):
@@ -121,10 +122,17 @@ class Search(Operation):
         if self.ended:
             return
         for contact in self.lookup.next():
-            self.ask(contact, self.request, self.on_answer, now, out, self.lookup.hop(contact.node_id))
+            depth, on_late = self.lookup.hop(contact.node_id), partial(self._on_late, contact.node_id)
+            self.ask(contact, self.request, self.on_answer, now, out, depth, on_late)
         if self.lookup.ending is not None:
             self.trace.ending = self.lookup.ending
             self.settle(now, out)
+
+    def _on_late(self, node_id: bytes, now: float, out: Outbox) -> None:
+        """Servers that are dead or silent on purpose must not fill all places until each is given up."""
+        if not self.ended:
+            self.lookup.late(node_id)
+            self.advance(now, out)
 
     def on_answer(self, contact: Contact, answer: AnyMessage | Fault, now: float, out: Outbox) -> None:
         if self.ended:
