@@ -123,6 +123,31 @@ def test_a_lookup_keeps_its_width_and_completes_with_the_nearest() -> None:
     assert lookup.hop(asked[0].node_id) == 1
 
 
+def test_servers_that_are_late_hold_up_nobody_and_may_answer_still() -> None:
+    """Silent on purpose and nearest to the target, they would fill all places until each of them is given up."""
+    contacts = [contact(number) for number in range(6)]
+    lookup = Lookup(0, contacts, own_id=OWN, width=2)
+    silent = lookup.next()
+    assert lookup.next() == []
+    for each in silent:
+        lookup.late(each.node_id)
+        lookup.late(each.node_id)
+    others = lookup.next()
+    assert len(others) == 2
+    assert set(lookup.waiting()) == {*silent, *others}
+    lookup.answered(silent[0].node_id)
+    lookup.failed(silent[1].node_id)
+    lookup.late(silent[0].node_id)
+    assert lookup.next() == [], "the two others are still under way, and no place came free twice"
+    for each in others:
+        lookup.answered(each.node_id)
+    for each in lookup.next():
+        lookup.answered(each.node_id)
+    assert lookup.next() == []
+    assert lookup.ending == "completed"
+    assert set(lookup.nearest()) == {*contacts} - {silent[1]}
+
+
 def test_a_lookup_without_answers_starves_and_can_be_stopped() -> None:
     lookup = Lookup(0, [contact(1), contact(2)], own_id=OWN)
     for each in lookup.next():
