@@ -34,6 +34,10 @@ HEDGE_SECONDS_MIN: Final = 0.03
 HEDGE_SECONDS_UNKNOWN: Final = 0.2
 CORRECTIONS_MAX: Final = 8
 HOLDERS_ENOUGH: Final = 16
+SUSPICIOUS_COUNT: Final = 2 * limits.REPLICATION
+"""So many servers must lack a record before it is said not to exist: where half of all servers tell of each other
+alone, the nearest twenty may all be theirs.
+"""
 
 
 class Found:
@@ -224,6 +228,10 @@ class GetOperation(Search):
             return
         if self.found:
             self.conclude(now, out)
+            return
+        if self.lookup.ending == "completed" and self.lookup.count < SUSPICIOUS_COUNT:
+            self.lookup.go_on(SUSPICIOUS_COUNT)
+            self.advance(now, out)
             return
         asked, ending = self.lookup.asked(), self.lookup.ending
         newer = f" in version {self.min_version} or later" if self.min_version else ""

@@ -144,6 +144,11 @@ class Lookup:
         if self.ending is None:
             self.ending = "stopped"
 
+    def go_on(self, count: int) -> None:
+        """Not enough: search on, until the nearest `count` have answered."""
+        self.count = count
+        self.ending = None
+
     def hop(self, node_id: bytes) -> int:
         """How many steps from what we knew this server was found."""
         return self._entries[node_id].hop

@@ -148,6 +148,20 @@ def test_servers_that_are_late_hold_up_nobody_and_may_answer_still() -> None:
     assert set(lookup.nearest()) == {*contacts} - {silent[1]}
 
 
+def test_a_lookup_that_was_not_enough_goes_on_with_those_farther_away() -> None:
+    contacts = sorted((contact(number) for number in range(50)), key=lambda c: distance(0, c.node_id))
+    lookup = Lookup(0, contacts, own_id=OWN)
+    asked: list[Contact] = []
+    for count in (20, 40):
+        lookup.go_on(count)
+        while lookup.ending is None:
+            for each in lookup.next():
+                asked.append(each)
+                lookup.answered(each.node_id)
+        assert lookup.ending == "completed"
+        assert asked == contacts[:count]
+
+
 def test_a_lookup_without_answers_starves_and_can_be_stopped() -> None:
     lookup = Lookup(0, [contact(1), contact(2)], own_id=OWN)
     for each in lookup.next():
