@@ -1,5 +1,5 @@
 """The experiments of `docs/experiments`, run again: figures must hold, times may be what they are. `IOC_LATENCY_FILE`
-names the matrix of round trips (PlanetLab, github uofa-rzhu3/NetLatency-Data).
+names the matrix of round trips (PlanetLab, github uofa-rzhu3/NetLatency-Data); without it all are equal.
 """
 
 import json
@@ -44,7 +44,6 @@ def test_sweep() -> None:
 
 @slow
 @long
-@pytest.mark.skipif(MATRIX is None, reason="IOC_LATENCY_FILE does not name a matrix of round trips")
 def test_latency() -> None:
     check("latency", MATRIX)
 
