@@ -66,7 +66,9 @@ class GetOperation(Search):
         self.cid = event.cid
         self.min_version = event.min_version
         self.answers = event.answers
-        self.nodes_max = 0 if self.full_view else limits.REPLICATION
+        # Who came a moment ago is not known to all yet, which matters where few are: then let ourselves be told.
+        enough = self.full_view and len(dht.table) >= limits.REPLICATION
+        self.nodes_max = 0 if enough else limits.REPLICATION
         self.found: list[Found] = []
         self.behind: list[Contact] = []
         self.chains_awaited = 0

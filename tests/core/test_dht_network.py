@@ -103,6 +103,22 @@ def test_sixty_nodes_with_a_fifth_of_all_datagrams_lost() -> None:
     assert any(hop.outcome == "20 servers told" for hop in found.trace.hops)
 
 
+def test_who_joined_before_the_others_finds_what_those_hold() -> None:
+    """It thinks that it knows the whole network, which was one server when it asked."""
+    net = Network()
+    first, reader, third = net.add("first"), net.add("reader"), net.add("third")
+    net.result(reader, JoinStarted(1, (first,)))
+    net.run(5)
+    assert net.nodes[reader].upkeep.has_full_view()
+    assert len(net.nodes[reader].table) == 1
+    for event in (RecordsRestored(((record_of(PROVIDER, CID), ()),)), JoinStarted(1, (first,))):
+        net.do(third, event)
+    while len(net.nodes[first].table) < 2:
+        net.run(0.01)
+    assert len(net.nodes[reader].table) == 1
+    assert get(net, reader).holder.node_id == net.nodes[third].node_id
+
+
 def test_buckets_take_over_when_the_network_outgrows_the_table() -> None:
     net = Network(5)
     nodes = grow(net, 60, full_max=24)
