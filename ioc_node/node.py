@@ -23,13 +23,13 @@ import structlog
 import trio
 
 from ioc_node import api
+from ioc_node.acquaintances import peer_rows
 from ioc_node.answers import Answers
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.offload import Offload, load_offloads
 from ioc_node.bulk.transfers import BulkEndpoint, open_bulk
 from ioc_node.config import DATABASE_NAME, NodeConfig
 from ioc_node.core.events import RecordChanged
-from ioc_node.core.routing import Contact as DhtContact
 from ioc_node.core_links import CoreLinks
 from ioc_node.core_side import CoreSide
 from ioc_node.entering import Entrance
@@ -56,7 +56,6 @@ from ioc_node.tasks.keeper import Keeper
 from ioc_node.tasks.workflow import WorkflowHandle, Workflows
 from ioc_wire.authority import SERVER_ROLES
 from ioc_wire.gossip import PeersKnown
-from ioc_wire.identity import format_node_id
 from ioc_wire.market import Contact, Demand
 from ioc_wire.messages import NODE_CODEC
 from ioc_wire.tasks import TaskDefinition, WorkflowDefinition
@@ -140,13 +139,7 @@ class Node:
 
     def peers(self) -> tuple[api.PeerRow, ...]:
         """Linked peers and known DHT servers."""
-        rows: dict[bytes, api.PeerRow] = {}
-        for contact in self.dht.contacts():
-            rows[contact.node_id] = _server_row(contact)
-        for link in self.links.links.values():
-            in_table = link.peer.node_id in rows
-            rows[link.peer.node_id] = _link_row(link, in_table=in_table)
-        return tuple(rows[node_id] for node_id in sorted(rows))[: api.ROWS_MAX]
+        return peer_rows(self.dht, self.links)
 
     async def register(self) -> tuple[api.RegisteredRow, ...]:
         """Store all own identifiers again now; nothing on a node that has none."""
@@ -220,31 +213,6 @@ class Node:
             ("delegation", self.identity.ends_soon(now=time.time())),
         )
         return (*own, *(api.Warned(what, text) for what, text in said if text))
-
-
-def _server_row(contact: DhtContact) -> api.PeerRow:
-    return api.PeerRow(
-        node_id=format_node_id(contact.node_id),
-        roles=(),
-        host=contact.address[0],
-        port=contact.address[1],
-        linked=False,
-        in_table=True,
-        rtt_ms=-1.0,
-    )
-
-
-def _link_row(link: Link, *, in_table: bool) -> api.PeerRow:
-    host, port = link.peer.endpoint or ("", 0)
-    return api.PeerRow(
-        node_id=format_node_id(link.peer.node_id),
-        roles=link.peer.roles,
-        host=host,
-        port=port,
-        linked=True,
-        in_table=in_table,
-        rtt_ms=-1.0,
-    )
 
 
 @asynccontextmanager

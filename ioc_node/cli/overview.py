@@ -69,7 +69,7 @@ def peers(home: Path, as_json: bool) -> None:
 def render_peers(console: Console, rows: tuple[api.PeerRow, ...]) -> None:
     """One line per peer, core nodes first."""
     made = table("peer", "roles", "address", "link", "table", "rtt", right=("rtt",), fold=("roles",))
-    for row in sorted(rows, key=lambda row: (row.roles, row.port)):
+    for row in sorted(rows, key=lambda row: (not row.roles, row.roles, row.port)):
         made.add_row(
             short(row.node_id),
             ", ".join(row.roles) or "-",

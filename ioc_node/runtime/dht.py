@@ -213,6 +213,10 @@ class Dht:
         """The servers known and verified, in order of node ID."""
         return [peer.contact for peer in self.machine.table.peers()]
 
+    def round_trip(self, node_id: bytes) -> float | None:
+        """Smoothed seconds to a node that was asked something lately."""
+        return self.machine.exchange.round_trip(node_id)
+
     def publish(self, cid: str, resign: Resign) -> None:
         """Keep a record of ours stored: now, and signed anew before it expires. Raises `BadIdentifier`."""
         self.publishing.publish(cid, resign)
