@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.catalogue_files import Made, opened, change_sets, write
+from bench.catalogue_files import Made, change_sets, opened, write
 from bench.catalogue_records import HOSTS, Population
 from ioc_node.core.catalogue import Catalogue
 from ioc_node.core.trust import Trust
