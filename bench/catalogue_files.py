@@ -134,7 +134,7 @@ def opened(population: Population, folder: Path) -> Made:
 
 def _chosen(population: Population) -> list[dict[int, list[int]]]:
     """For each provider: index of a change set to the slots that it changes there."""
-    ends = list(itertools.accumulate(population.sizes()))
+    ends = list(itertools.accumulate(population.sizes))
     chosen: list[dict[int, list[int]]] = [defaultdict(list) for _ in ends]
     for index, count in enumerate(change_sets(population.records)):
         for place in population.rng("changes", index).sample(range(population.records), count):

@@ -127,6 +127,7 @@ class Population:
         ends = self.issued + 90 * 86400
         return sign(issuer, Delegation(public_bytes(subject), prefix, roles, self.issued - 3600, ends))
 
+    @cached_property
     def sizes(self) -> list[int]:
         """How many identifiers each provider has: some large, most small, together `records`."""
         shares = [(number + SKEW_OFFSET) ** -SKEW for number in range(self.providers)]
@@ -143,7 +144,7 @@ class Population:
         raise AssertionError("unreachable")
 
     def provider(self, number: int) -> "Provider":
-        return Provider(self, number, self.sizes()[number])
+        return Provider(self, number, self.sizes[number])
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ class Provider:
     def _status(self, slot: int, rng: random.Random) -> StatusRow:
         kind = self.population.rng("record", self.number, slot).choices(HOSTS, cum_weights=_HOST_WEIGHTS)[0]
         free = rng.random()
-        devices = (int(kind.gpus * rng.random() * 4) * 250,) if kind.gpus else ()
+        devices = (rng.randrange(4 * kind.gpus + 1) * 250,) if kind.gpus else ()
         cores, memory = int(kind.cores * free) * 1000, int(kind.memory_mib * free)
         return StatusRow(slot, cores, memory, devices, queued=int(rng.expovariate(1)))
 

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from bench.dht_ours import OURS, Samples
-from bench.peers.setup import PEERS, is_made, python_of
+from bench.peers.setup import DHT_PEERS as PEERS
+from bench.peers.setup import is_made, python_of
 from bench.report import Row, median, report
 
 SCRIPT_SECONDS_MAX: Final = 240

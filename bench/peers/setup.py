@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2] / ".bench-peers"
-PEERS: Final = {
+DHT_PEERS: Final = {
     "opendht": ("opendht==4.4.2",),
     "kademlia": ("kademlia==2.2.3",),
     "libtorrent": ("libtorrent==2.1.1", "cryptography==50.0.2"),
     "libp2p": ("libp2p==0.8.1",),
 }
+PEERS: Final = DHT_PEERS | {"duckdb": ("duckdb==2.0.0",)}
 
 
 def python_of(name: str) -> Path:

@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from bench.dht import FIGURES, FULL, LABELS, MEMBERS, QUICK, Measurements, rows_of, systems_of, targets_of
-from bench.peers.setup import PEERS
+from bench.peers.setup import DHT_PEERS as PEERS
 
 UNIT_OF_SUFFIX = {"_ms": "ms", "_mb": "MB", "_rate": "%", "_per_s": "1/s", "join_200_s": "s"}
 PROMISED = [
