@@ -230,7 +230,9 @@ def measure_sql(measurements: Measurements, system: str) -> None:
             return
     answer = json.loads(done.stdout.splitlines()[-1])
     measurements.matches[system] = answer.pop("matches")
-    measurements.notes.append(f"{system} loaded the hosts in {answer.pop('load_seconds'):.1f} s")
+    measurements.notes.append(
+        f"{system} {answer.pop('version')} loaded the hosts in {answer.pop('load_seconds'):.1f} s"
+    )
     for name, samples in answer.items():
         for what, values in samples.items():
             measurements.add(f"{name}.{what}", *values, system=system)
@@ -244,7 +246,8 @@ def measure_heads(
     measurements: Measurements, *, providers: int = HEADS, seconds: float = HEADS_SECONDS
 ) -> None:
     """What it costs a core node that every provider renews its head within `seconds`."""
-    made = make(records=providers * RECORDS_PER_HEAD, providers=providers)
+    folder = measurements.made.folder.parent
+    made = make(records=providers * RECORDS_PER_HEAD, providers=providers, folder=folder)
     with _homes(made) as homes:
         holder_home, address = homes.make("holder")
         fresh_home, _ = homes.make("fresh", bootstrap=address)

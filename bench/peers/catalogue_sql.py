@@ -3,8 +3,8 @@
 ORDERS is a JSON file: `hosts`, a CSV file with a header; `database`, the file to make; `indexes`, lists of columns;
 `queries`, kind to a list of {where, estimate}; `counts` and `intervals`, by kind; `rates`, status rows per second.
 Prints one JSON object: for every kind and rate seconds of `service` (the call) and `latency` (from when it was due),
-and `matches`, the number of hosts that each query of a kind leaves. Needs nothing of the project: DuckDB runs in an
-environment of its own.
+`matches`, the number of hosts that each query of a kind leaves, `version` and `load_seconds`. Needs nothing of the
+project: DuckDB runs in an environment of its own.
 """
 
 import csv
@@ -24,6 +24,8 @@ STATUS = "free_cores = ?, free_memory = ?, free_gpus = ?, queued = ?, fresh = 1"
 
 class Sqlite:
     """One connection per thread; readers do not wait for the writer."""
+
+    version = sqlite3.sqlite_version
 
     def __init__(self, orders: dict[str, Any]) -> None:
         self._path = orders["database"]
@@ -68,6 +70,7 @@ class DuckDb:
     def __init__(self, orders: dict[str, Any]) -> None:
         import duckdb  # type: ignore[import-not-found]
 
+        self.version: str = duckdb.__version__
         self._database = duckdb.connect(orders["database"])
         self._local = threading.local()
         types = "{" + ", ".join(f"'{name}': 'VARCHAR'" for name in TEXTS) + "}"
@@ -160,7 +163,10 @@ def main() -> None:
     began = time.perf_counter()
     database: Sqlite | DuckDb = Sqlite(orders) if sys.argv[1] == "sqlite" else DuckDb(orders)
     loaded = time.perf_counter() - began
-    print(json.dumps(measure(database, orders) | {"load_seconds": loaded}), flush=True)
+    print(
+        json.dumps(measure(database, orders) | {"version": database.version, "load_seconds": loaded}),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
