@@ -1,8 +1,12 @@
 """A provider at home: it publishes its catalogue and status to one core node, and moves to another when that is gone.
 
-The core nodes that may become home are those that this node is linked with and those that they name. Publishing again
-is harmless (one head, one place), so that a move loses and doubles nothing. Status goes out on change, and otherwise
-every `status_seconds`: a provider that is silent for several of these is no longer offered.
+Publishing again is harmless (one head, one place), so that a move loses and doubles nothing. Status goes out on change,
+and otherwise every `status_seconds`: a provider that is silent for several of these is no longer offered.
+
+The link to the home core node beats its heart fast (HOME_PACE), so that also a home that is stopped without a word is
+noticed within four seconds. Another core node is *standby*: linked already and known to live, it is home at once. Every
+`review_seconds` the standby is held against home, and one more core node, a *scout*, against the standby; `Homes`
+decides what is worth a move. The new home holds the catalogue before the old one is left.
 """
 
 import random
@@ -13,11 +17,14 @@ from typing import Final, Protocol
 import structlog
 import trio
 
+from ioc_node.core.homes import Candidate, Homes
 from ioc_node.core.own_catalogue import Commit, OwnCatalogue
 from ioc_node.errors import PeerUnreachable, StorageFull
+from ioc_node.runtime.dialing import dial_first
 from ioc_node.runtime.entry_pages import send_entries
 from ioc_node.runtime.gossip import is_core, name_of
 from ioc_node.runtime.link_handlers import Handlers, SendItem
+from ioc_node.runtime.link_heart import Pace
 from ioc_node.runtime.links import Link, LinkEndpoint
 from ioc_wire.errors import Busy, Closing, NotFound, WireError
 from ioc_wire.gossip import (
@@ -29,7 +36,6 @@ from ioc_wire.gossip import (
     PublishHead,
     StatusAnnounced,
 )
-from ioc_wire.identity import node_id_of
 from ioc_wire.market import Contact
 from ioc_wire.records import StatusRow
 from ioc_wire.signed import Signed
@@ -44,14 +50,18 @@ STATUS_SECONDS_MIN: Final = 0.05
 """Changes of status are gathered for so long."""
 STATUS_LIVES: Final = 6
 """Status is good for so many intervals, at least ten seconds."""
-SHUNNED_SECONDS: Final = 5.0
-"""A core node that failed is not tried again for so long, while there are others."""
 PAUSE_SECONDS: Final = 0.25
-CONTACTS_MAX: Final = 64
+PAUSE_SECONDS_MAX: Final = 2.0
+HOME_PACE: Final = Pace(0.75, 3)
+STANDBY_PACE: Final = Pace(5.0, 1)
+"""A standby that is gone without a word is noticed within a quarter of a minute."""
+REVIEW_SECONDS: Final = 60.0
+SCOUT_BEATS: Final = 3
+SCOUT_BEAT_SECONDS: Final = 0.3
 
 
 class OwnShelf(Protocol):
-    """Where a provider's own catalogue survives a restart; see `ioc_node.runtime.catalogue_store`."""
+    """Where a provider's own catalogue survives a restart; see `ioc_node.runtime.own_shelf`."""
 
     async def save_own(self, own: OwnCatalogue, commit: Commit) -> None: ...
 
@@ -67,6 +77,7 @@ class Home:
         contact: Callable[[], Contact | None],
         status: Callable[[], Sequence[StatusRow]],
         status_seconds: float = 5.0,
+        review_seconds: float = REVIEW_SECONDS,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -81,11 +92,15 @@ class Home:
         self._contact = contact
         self._status = status
         self._status_seconds = status_seconds
+        self._review_seconds = review_seconds
         self._rng = rng or random.Random()  # noqa: S311 - jitter
         self._clock = clock
-        self._contacts: dict[bytes, Contact] = {}
-        self._shunned: dict[bytes, float] = {}
+        self._homes = Homes(own.key)
+        self._standby: Link | None = None
+        self._moving_to: bytes | None = None
+        self._heard: list[Callable[[Link, PeersKnown], None]] = []
         self._stir = trio.Event()
+        self._changed = trio.Event()
         self._status_due = False
         self._published = trio.Event()
 
@@ -106,10 +121,24 @@ class Home:
         self._status_due = True
         self._stir.set()
 
+    @property
+    def standby(self) -> Link | None:
+        """The link to the core node that is home as soon as the present one fails."""
+        standby = self._standby
+        return standby if standby is not None and not standby.closed.is_set() else None
+
+    @property
+    def contacts(self) -> tuple[Contact, ...]:
+        """The core nodes that may become home."""
+        return self._homes.contacts
+
+    def on_peers(self, tell: Callable[[Link, PeersKnown], None]) -> None:
+        """Have `tell(link, known)` called, synchronously, when a core node names others."""
+        self._heard.append(tell)
+
     def know(self, contact: Contact) -> None:
         """A core node that may become home, remembered from earlier or from a bootstrap address."""
-        if len(self._contacts) < CONTACTS_MAX or contact.key in self._contacts:
-            self._contacts[contact.key] = contact
+        self._homes.know(contact)
 
     async def wait_published(self) -> int:
         """Wait until a home core node holds the newest head; returns its seq."""
@@ -119,73 +148,166 @@ class Home:
 
     async def run(self, links: LinkEndpoint, shelf: OwnShelf | None = None) -> None:
         """Stay published until cancelled."""
+        links.on_link_up(self._note_link)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_standby, links)
+            await self._stay_published(links, shelf)
+
+    async def _stay_published(self, links: LinkEndpoint, shelf: OwnShelf | None) -> None:
         pause_seconds = PAUSE_SECONDS
         while True:
             link = await self._next_home(links)
-            if link is None:
-                await trio.sleep(pause_seconds * self._rng.uniform(0.5, 1.0))
-                pause_seconds = min(2 * pause_seconds, 5.0)
+            if link is None or self._homes.is_shunned(link.peer.key, trio.current_time()):
+                await self._wait_changed(pause_seconds * self._rng.uniform(0.5, 1.0))
+                pause_seconds = min(2 * pause_seconds, PAUSE_SECONDS_MAX)
+            if link is None or link.closed.is_set():
                 continue
             self.link = link
+            link.heart.set_pace(HOME_PACE)
             try:
                 await self._live_at(link, shelf)
-                self._say(f"the link to {link.peer.name} broke: {link.close_reason}")
                 pause_seconds = PAUSE_SECONDS
+                if not link.closed.is_set():
+                    continue  # it moves of its own accord
+                self._say(f"the link to {link.peer.name} broke: {link.close_reason}")
             except (WireError, PeerUnreachable) as error:
                 self._say(f"{link.peer.name}: {error}")
-                await trio.sleep(pause_seconds * self._rng.uniform(0.5, 1.0))
-                pause_seconds = min(2 * pause_seconds, 5.0)
             finally:
                 self.link = None
-            if links.link(link.peer.key) in (
-                link,
-                None,
-            ):  # else its place was taken by a newer link to that peer
-                self._shunned[link.peer.key] = trio.current_time() + SHUNNED_SECONDS
+                link.heart.set_pace(None)
+                self._wake()
+            if links.link(link.peer.key) in (link, None):  # else a newer link to that peer took its place
+                self._homes.shun(link.peer.key, trio.current_time())
 
     # -- choosing
 
     async def _next_home(self, links: LinkEndpoint) -> Link | None:
         now = trio.current_time()
-        self._shunned = {key: until for key, until in self._shunned.items() if until > now}
-        linked = [link for link in links.links.values() if is_core(link) and not link.closed.is_set()]
-        for link in sorted(linked, key=self._preference):
-            if link.peer.key not in self._shunned:
-                return link
-        for contact in sorted(self._contacts.values(), key=lambda contact: self._spread(contact.key)):
-            if contact.key in self._shunned or contact.key in links.links:
-                continue
-            try:
-                return await links.connect((contact.host, contact.port), contact.key)
-            except (WireError, PeerUnreachable) as error:
-                self._shunned[contact.key] = trio.current_time() + SHUNNED_SECONDS
-                self._say(f"{name_of(contact.key)}: {error}")
-        if linked:  # all of them failed a moment ago: better the one that failed first than none
-            return min(linked, key=lambda link: self._shunned[link.peer.key])
-        return None
+        linked = {link.peer.key: link for link in self._linked(links)}
+        wanted, self._moving_to = self._moving_to, None
+        if wanted is not None and wanted in linked:
+            return linked[wanted]
+        best = self._homes.choose(map(self._candidate, linked.values()), now)
+        if best is not None and not self._homes.is_shunned(best.key, now):
+            return linked[best.key]
+        dialed = await dial_first(
+            links, self._homes.to_dial(links.links.keys(), now), failed=self._dial_failed, wanted=is_core
+        )
+        return dialed or (linked[best.key] if best is not None else None)
 
-    def _preference(self, link: Link) -> tuple[bool, bool, bytes]:
-        """The own region or industry first, then others, the national node last; among equals providers spread."""
+    def _linked(self, links: LinkEndpoint) -> list[Link]:
+        return [link for link in links.links.values() if is_core(link) and not link.closed.is_set()]
+
+    def _dial_failed(self, contact: Contact, why: str) -> None:
+        self._homes.shun(contact.key, trio.current_time())
+        if self.link is None:
+            self._say(f"{name_of(contact.key)}: {why}")
+
+    def _candidate(self, link: Link) -> Candidate:
         records = next(iter(self.own.records()), "")
         prefix = records.removeprefix("ioc:").partition("/")[0]
         grant = link.peer.grant
         covers = grant is not None and bool(grant.prefix) and bool(prefix) and grant.covers(prefix)
-        return (not covers, "national" in link.peer.roles, self._spread(link.peer.key))
+        national = "national" in link.peer.roles
+        return Candidate(link.peer.key, covers, national, link.heart.round_trip_seconds)
 
-    def _spread(self, key: bytes) -> bytes:
-        own = node_id_of(self.own.key)
-        return bytes(a ^ b for a, b in zip(own, node_id_of(key), strict=True))
+    # -- standby
+
+    async def _keep_standby(self, links: LinkEndpoint) -> None:
+        """Have a second core node linked, and hold the choice against others now and then, until cancelled."""
+        while True:
+            review_at = trio.current_time() + self._review_seconds * self._rng.uniform(0.75, 1.25)
+            while (now := trio.current_time()) < review_at:
+                if self.link is not None and self.standby is None:
+                    self._stand_by(await self._second(links))
+                again = self.link is not None and self.standby is None
+                await self._wait_changed(
+                    min(PAUSE_SECONDS_MAX, review_at - now) if again else review_at - now
+                )
+            if self.link is not None:
+                await self._scout(links)
+                self._review()
+
+    def _stand_by(self, link: Link | None) -> None:
+        if self._standby is not None and self._standby is not self.link:
+            self._standby.heart.set_pace(None)
+        self._standby = link
+        if link is not None:
+            link.heart.set_pace(STANDBY_PACE)
+            link.heart.beat_now()
+
+    async def _second(self, links: LinkEndpoint) -> Link | None:
+        """A core node besides home, linked or dialed."""
+        now = trio.current_time()
+        home = self.link
+        linked = {link.peer.key: link for link in self._linked(links) if link is not home}
+        best = self._homes.choose(map(self._candidate, linked.values()), now)
+        if best is not None and not self._homes.is_shunned(best.key, now):
+            return linked[best.key]
+        found = await dial_first(
+            links, self._homes.to_dial(links.links.keys(), now), failed=self._dial_failed, wanted=is_core
+        )
+        return None if found is self.link else found
+
+    async def _scout(self, links: LinkEndpoint) -> None:
+        """Measure one core node that is not linked yet; it stands by from now on where it is the better one."""
+        unlinked = self._homes.to_dial(links.links.keys(), trio.current_time())
+        if not unlinked:
+            return
+        contact = unlinked[self._rng.randrange(len(unlinked))]
+        scout = await dial_first(links, [contact], failed=self._dial_failed, wanted=is_core)
+        if scout is None:
+            return
+        for _ in range(SCOUT_BEATS):
+            scout.heart.beat_now()
+            await trio.sleep(SCOUT_BEAT_SECONDS)
+        standby, leaving = self.standby, scout
+        if standby is None or _closeness(self._candidate(scout)) < _closeness(self._candidate(standby)):
+            self._stand_by(scout)
+            if standby is None:
+                return
+            leaving = standby
+        if leaving.dialed and not leaving.streams and leaving is not self.link:
+            leaving.close_nowait("another core node stands by")
+
+    def _review(self) -> None:
+        home, standby = self.link, self.standby
+        if home is None or standby is None or standby is home:
+            return
+        home.heart.beat_now()
+        standby.heart.beat_now()
+        key = self._homes.review(self._candidate(home), [self._candidate(standby)], trio.current_time())
+        if key is not None:
+            self._say(f"moving to {standby.peer.name}, which is nearer than {home.peer.name}")
+            self._moving_to = key
+            self._stir.set()
+
+    def _note_link(self, link: Link) -> None:
+        if is_core(link):
+            self._wake()
+
+    def _wake(self) -> None:
+        """Links have changed: whoever waits for one looks again."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _wait_changed(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            await self._changed.wait()
 
     # -- being there
 
     async def _live_at(self, link: Link, shelf: OwnShelf | None) -> None:
+        """Returns when the link broke or another home is better."""
         await self._publish(link, shelf)
+        self._homes.served(link.peer.key, trio.current_time())
         self._say(f"published to {link.peer.name}")
         self._send_status(link)
+        self._leave_standby(link)
         await self._learn_contacts(link)
         status_at = trio.current_time() + self._status_seconds
         publish_at = trio.current_time() + PUBLISH_AGAIN_SECONDS
-        while not link.closed.is_set():
+        while not link.closed.is_set() and self._moving_to is None:
             await self._wait_stir(link, min(status_at, publish_at))
             commit = await self._commit(shelf)
             now = trio.current_time()
@@ -196,6 +318,12 @@ class Home:
             if self._status_due or now >= status_at:
                 self._send_status(link)
                 status_at = now + self._status_seconds
+
+    def _leave_standby(self, link: Link) -> None:
+        """Home is no standby."""
+        if self._standby is link:
+            self._standby = None
+        self._wake()
 
     async def _wait_stir(self, link: Link, deadline: float) -> None:
         """Until something changed, the link broke or it is time."""
@@ -254,8 +382,7 @@ class Home:
         try:
             with trio.move_on_after(EXCHANGE_SECONDS):
                 known = await link.request(ExchangePeers(), PeersKnown)
-                for contact in known.core:
-                    self.know(contact)
+                self._on_peers(link, known)
         except Closing:
             raise
         except WireError as error:
@@ -265,10 +392,13 @@ class Home:
             self.know(Contact(link.peer.key, endpoint[0], endpoint[1]))
 
     def _on_peers(self, link: Link, message: PeersKnown) -> None:
-        if is_core(link):
-            for contact in message.core:
-                if contact.key != self.own.key:
-                    self.know(contact)
+        if not is_core(link):
+            return
+        for contact in message.core:
+            self.know(contact)
+        self._wake()
+        for tell in self._heard:
+            tell(link, message)
 
     async def _on_fetch(self, link: Link, message: FetchEntries, send: SendItem) -> None:
         head = self.own.head
@@ -280,3 +410,9 @@ class Home:
         if state != self.state:
             self.state = state
             log.info("home", state=state)
+
+
+def _closeness(candidate: Candidate) -> tuple[bool, bool, float]:
+    """Smaller is better."""
+    seconds = candidate.round_trip_seconds
+    return (*candidate.kind, seconds if seconds is not None else float("inf"))

@@ -15,6 +15,7 @@ import trio
 from ioc_node.errors import PeerUnreachable
 from ioc_node.runtime.link_flow import ByteBudget, FrameQueue, OpenedStream, ServedStream
 from ioc_node.runtime.link_handlers import Entry, Handlers, contained
+from ioc_node.runtime.link_heart import Heart, Pace
 from ioc_node.runtime.link_transport import FrameTransport, TransportBroken
 from ioc_wire import limits, links
 from ioc_wire.authority import Grant
@@ -107,7 +108,8 @@ class Link:
         self._served: dict[int, ServedStream] = {}
         self._last_opened = 0
         self._last_served = 0
-        self._heard = False
+        usual = Pace(settings.heartbeat_seconds, settings.heartbeats_missed_max)
+        self.heart = Heart(usual, lambda: self._push(links.Heartbeat()))
         self._notices_in, self._notices_out = trio.open_memory_channel[tuple[Message, int]](
             NOTICES_WAITING_MAX
         )
@@ -228,25 +230,13 @@ class Link:
         return None
 
     async def _beat(self) -> None:
-        # Counted in intervals that this process lived through, not in time: after a suspended laptop or a blocked
-        # loop wakes up, everybody has the same grace as before.
-        missed = 0
-        while True:
-            await trio.sleep(self._settings.heartbeat_seconds)
-            if self._heard:
-                self._heard = False
-                missed = 0
-                continue
-            missed += 1
-            if missed > self._settings.heartbeats_missed_max:
-                return self._break(f"silent for {missed} heartbeats")
-            self._push(links.Heartbeat())
+        self._break(await self.heart.beat())
 
     async def _read(self) -> None:
         while True:
             try:
                 data = await self._transport.receive()
-                self._heard = True
+                self.heart.hear()
                 self._dispatch(links.decode_frame(data))
             except TransportBroken as error:
                 return self._break(str(error))
@@ -275,7 +265,7 @@ class Link:
             case links.Heartbeat():
                 self._push(links.HeartbeatAck())
             case links.HeartbeatAck():
-                pass  # having heard it is all
+                self.heart.hear_answer()
 
     # -- the asking side of a stream
 

@@ -75,7 +75,7 @@ async def test_published_catalogues_reach_every_core_node_and_survive_their_home
         assert len(digests(nodes)) == 1
         assert one.home.link is not None
         assert one.home.link.peer.key == bob.contact.key
-        await until(lambda: {c.key for c in one.home._contacts.values()} >= {n.contact.key for n in nodes})
+        await until(lambda: {c.key for c in one.home.contacts} >= {n.contact.key for n in nodes})
 
         began = trio.current_time()
         bob.scope.cancel()
