@@ -278,6 +278,8 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         cores = CoreLinks(links, memory)
         if core is None and provider is None:  # the others' rooms take this notice themselves
             handlers.serve_notify(PeersKnown, cores.hear)
+        elif provider is not None:
+            provider.home.on_peers(cores.hear)  # so that they are remembered over a restart
         finder = Finder(links, cores, core, host=host, engine=bulk.engine, offloads=bulk.offload_names)
 
         async def connect(contact: Contact) -> Link:
