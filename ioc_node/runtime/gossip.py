@@ -17,6 +17,7 @@ from ioc_node.core import gossip_events as ev
 from ioc_node.core.catalogue import Catalogue
 from ioc_node.core.chance import Chance
 from ioc_node.core.gossip import COMPARE_SECONDS, Gossip, pack_news
+from ioc_node.core.rates import RateTable
 from ioc_node.core.trust import Trust
 from ioc_node.errors import PeerUnreachable, StorageFull
 from ioc_node.runtime.driver import open_background
@@ -42,6 +43,9 @@ PUBLISH_SECONDS: Final = 60.0
 """How long the answer to a publisher waits for its entries."""
 TASKS_MAX: Final = 512
 """Fetches, dials and comparisons under way together; more are dropped, and repaired by the next comparison."""
+EXCHANGES_PER_SECOND: Final = 1.0
+EXCHANGES_BURST: Final = 16.0
+"""How often one peer is told core nodes because it asks, and core nodes that one peer names are looked at."""
 
 Changed = Callable[[bytes, tuple[int, ...] | None], None]
 StatusTold = Callable[[bytes], None]
@@ -87,6 +91,8 @@ class CoreGossip:
         self._publishing: dict[bytes, trio.Event] = {}
         self._refusals: dict[bytes, WireError] = {}
         self._wake = trio.Event()
+        self._asked = RateTable(EXCHANGES_PER_SECOND, EXCHANGES_BURST)
+        self._named = RateTable(EXCHANGES_PER_SECOND, EXCHANGES_BURST)
 
     # -- what others of this node use
 
@@ -295,6 +301,8 @@ class CoreGossip:
         return wire.HeadsCompared(digest, rows)
 
     async def _on_exchange(self, link: Link, message: wire.ExchangePeers) -> wire.PeersKnown:
+        if not self._asked.take(link.peer.key, trio.current_time()):
+            raise Busy("core nodes were asked for too often")
         return wire.PeersKnown(self.machine.core_contacts())
 
     async def _on_fetch(self, link: Link, message: wire.FetchEntries, send: SendItem) -> None:
@@ -317,7 +325,7 @@ class CoreGossip:
             self.feed(ev.StatusReceived(link.peer.key, message.batches))
 
     def _on_peers(self, link: Link, message: wire.PeersKnown) -> None:
-        if is_core(link):
+        if is_core(link) and self._named.take(link.peer.key, trio.current_time()):
             self.feed(ev.PeersReceived(link.peer.key, message.core))
 
     # -- life

@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from ioc_node.core.own_catalogue import OwnCatalogue
-from ioc_wire.errors import BrokenChain, NotFound, RoleNotGranted
+from ioc_wire.errors import BrokenChain, Busy, NotFound, RoleNotGranted
 from ioc_wire.gossip import (
     CompareHeads,
     EntriesPage,
@@ -119,6 +119,7 @@ async def test_a_core_node_that_comes_late_gets_everything_and_withdrawals_sprea
 async def test_only_a_provider_publishes_and_only_what_is_its_own() -> None:
     async with open_core("alice") as alice, open_provider("one", "cn.r3301.20001") as one:
         link = await one.links.connect((alice.contact.host, alice.contact.port))
+        await until(lambda: one.home.published_seq > 0)  # its home would publish meanwhile
         other = OwnCatalogue(key_of("two"))
         other.commit(unix=time.time())
         assert other.head is not None
@@ -149,3 +150,15 @@ async def test_a_record_outside_of_the_prefix_is_left_out_and_the_rest_goes_on()
         await until(lambda: holds(alice, HOST_A))
         assert not holds(alice, HOST_B)
         await until(lambda: one.home.published_seq == one.own.seq)  # the answer is still on its way
+
+
+async def test_a_peer_that_asks_for_core_nodes_without_end_is_refused() -> None:
+    async with open_core("alice") as alice, open_provider("one", "cn.r3301.20001") as one:
+        link = await one.links.connect((alice.contact.host, alice.contact.port))
+        refused = 0
+        for _ in range(100):
+            try:
+                await link.request(ExchangePeers(), PeersKnown)
+            except Busy:
+                refused += 1
+        assert refused
