@@ -22,6 +22,8 @@ NETWORK_NAME: Final = "network.toml"
 KEY_NAME: Final = "node.key"
 CHAIN_NAME: Final = "delegations.bin"
 DATABASE_NAME: Final = "node.db"
+CATALOGUE_NAME: Final = "catalogue.db"
+"""What a core node holds of all providers: may be deleted while the node is down, it is fetched again."""
 PORT_DEFAULT: Final = 7400
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]

@@ -12,17 +12,17 @@ from ioc_node.runtime.catalogue_store import CatalogueShelf
 from ioc_node.runtime.gossip import make_gossip
 from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.links import Link, LinkEndpoint
-from ioc_node.runtime.store import Store
 from ioc_wire.market import FindOffers, OffersFound
 
 
 class CoreSide:
     """The rooms of a core node."""
 
-    def __init__(self, config: NodeConfig, identity: Identity, store: Store, trust: Trust) -> None:
-        self.gossip = make_gossip(identity.public_key, trust, compare_seconds=config.gossip.compare_seconds)
+    def __init__(self, config: NodeConfig, identity: Identity, shelf: CatalogueShelf, trust: Trust) -> None:
+        self.gossip = make_gossip(
+            identity.public_key, trust, compare_seconds=config.gossip.compare_seconds, shelf=shelf
+        )
         self.engine = QueryEngine(self.gossip.catalogue)
-        self._shelf = CatalogueShelf(store)
         self.gossip.on_changed(self.engine.patch)
         self.gossip.on_status(self.engine.patch_status)
 
@@ -57,5 +57,5 @@ class CoreSide:
 
     async def start(self, nursery: trio.Nursery, links: LinkEndpoint) -> None:
         """Gossip until the nursery ends."""
-        nursery.start_soon(self.gossip.run, links, self._shelf)
+        nursery.start_soon(self.gossip.run, links)
         await trio.lowlevel.checkpoint()

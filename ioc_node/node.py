@@ -28,7 +28,7 @@ from ioc_node.answers import Answers
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.offload import Offload, load_offloads
 from ioc_node.bulk.transfers import BulkEndpoint, open_bulk
-from ioc_node.config import DATABASE_NAME, NodeConfig
+from ioc_node.config import CATALOGUE_NAME, DATABASE_NAME, NodeConfig
 from ioc_node.core.events import RecordChanged
 from ioc_node.core_links import CoreLinks
 from ioc_node.core_side import CoreSide
@@ -39,6 +39,7 @@ from ioc_node.identity import Identity, advertised_host, load_identity
 from ioc_node.metering.ledger import Ledger
 from ioc_node.provider_side import ProviderSide
 from ioc_node.resolving import LocalRecords, Resolver
+from ioc_node.runtime.catalogue_store import open_catalogue
 from ioc_node.runtime.control import open_control_server
 from ioc_node.runtime.dht import Dht, open_dht
 from ioc_node.runtime.driver import open_background
@@ -247,7 +248,10 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         shared.register(handlers)
         exchange.on_fetched = shared.note
         local = None
-        core = CoreSide(config, identity, store, trust) if config.is_core else None
+        core = None
+        if config.is_core:
+            shelf = stack.enter_context(open_catalogue(config.home / CATALOGUE_NAME))
+            core = CoreSide(config, identity, shelf, trust)
         if core is not None:
             core.register(handlers)
             revocations.on_ended(core.key_revoked)

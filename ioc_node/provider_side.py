@@ -18,11 +18,11 @@ from ioc_node.market.leases import LeaseBook
 from ioc_node.metering.ledger import Ledger
 from ioc_node.registering import Registrar
 from ioc_node.resources import RecordSigner, plan_resources
-from ioc_node.runtime.catalogue_store import CatalogueShelf
 from ioc_node.runtime.dht import Dht
 from ioc_node.runtime.home import Home
 from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.links import LinkEndpoint
+from ioc_node.runtime.own_shelf import OwnCatalogueShelf
 from ioc_node.runtime.store import Store
 from ioc_node.tasks.exchange import BlobExchange
 from ioc_node.tasks.keeper import Keeper
@@ -43,7 +43,7 @@ class ProviderSide:
         provider: Provider,
         home: Home,
         registrar: Registrar,
-        shelf: CatalogueShelf,
+        shelf: OwnCatalogueShelf,
         executors: Mapping[str, Executor],
         missing: Mapping[str, str],
     ) -> None:
@@ -90,7 +90,7 @@ class ProviderSide:
             lease_seconds=max(1, round(config.tasks.lease_seconds)),
         )
         own = OwnCatalogue(identity.key)
-        shelf = CatalogueShelf(store)
+        shelf = OwnCatalogueShelf(store)
         shelf.load_own(own)
         registrar = Registrar(
             resources, signer=RecordSigner(store, identity.key), chain=identity.chain, own=own, book=book

@@ -10,16 +10,22 @@ Nothing here reads a clock: `unix` is seconds since 1970. Refusals are raised as
 
 import enum
 import hashlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ioc_node.core.replica import FORKED, Applied, HeldStatus, Refused, Replica, Seen, head_hash
+from ioc_node.core.entry_book import EntryBook, MemoryBook
+from ioc_node.core.intake import Intake, Refused
+from ioc_node.core.replica import FORKED, Applied, HeldStatus, Replica, Seen, head_hash
+from ioc_node.core.slots import SLOTS_MAX
+from ioc_node.core.steps import run_through
 from ioc_node.core.trust import Trust
 from ioc_wire import limits
 from ioc_wire.authority import Grant
 from ioc_wire.errors import (
     BrokenChain,
+    Busy,
     Forked,
     Malformed,
     NotFound,
@@ -39,10 +45,10 @@ EMPTY_DIGEST: Final = hashlib.sha256(b"").digest()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogueBounds:
-    """How much a catalogue takes in. An entry costs about 1 KiB here and as much again in the query's columns."""
+    """How much a catalogue takes in. An entry costs about 100 bytes of memory here and 1 KiB of its book."""
 
     providers_max: int = limits.PROVIDERS_MAX
-    slots_max: int = 65536
+    slots_max: int = SLOTS_MAX
     """Of one provider."""
     entries_max: int = 2_000_000
     """Of all providers together."""
@@ -64,9 +70,13 @@ class Standing(enum.Enum):
 class Catalogue:
     """Single owner: the gossip machine."""
 
-    def __init__(self, trust: Trust, *, bounds: CatalogueBounds | None = None) -> None:
+    def __init__(
+        self, trust: Trust, *, bounds: CatalogueBounds | None = None, book: EntryBook | None = None
+    ) -> None:
         self._trust = trust
         self.bounds = bounds or CatalogueBounds()
+        self._book: EntryBook = book if book is not None else MemoryBook()
+        self._claims: defaultdict[str, set[bytes]] = defaultdict(set)
         self._replicas: dict[bytes, Replica] = {}
         self._entries = 0
         self._digest: bytes | None = EMPTY_DIGEST
@@ -85,6 +95,11 @@ class Catalogue:
         """Living identifiers of all providers."""
         return sum(replica.living for replica in self._replicas.values())
 
+    def slots_announced(self, provider: bytes) -> int:
+        """How many entries the newest head seen of a provider commits to; 0 where none was."""
+        replica = self._replicas.get(provider)
+        return replica.announced.head.slots if replica is not None and replica.announced is not None else 0
+
     def vector(self) -> tuple[HeadRow, ...]:
         """The heads that are held, in order of provider."""
         rows = (self._replicas[provider].row() for provider in sorted(self._replicas))
@@ -100,23 +115,34 @@ class Catalogue:
             self._digest = total.digest()
         return self._digest
 
+    def entries(self, provider: bytes, slots: Sequence[int]) -> list[bytes]:
+        """The encoded entries in these slots, in this order; those that are not held are left out."""
+        return self._book.get_many(provider, slots)
+
     def record(self, provider: bytes, slot: int) -> Signed | None:
         """The signed record in a slot, if it is alive."""
         replica = self._replicas.get(provider)
         if replica is None or not replica.is_alive(slot):
             return None
-        return decode_entry(replica.entries[slot]).record
+        return next((decode_entry(data).record for data in self.entries(provider, [slot])), None)
 
     def find(self, cid: str) -> Signed | None:
         """The signed record of an identifier; the one of the smallest provider key where several claim it."""
-        replica = self.claiming(cid)
-        slot = replica.slot_of(cid) if replica is not None else None
-        return self.record(replica.provider, slot) if replica is not None and slot is not None else None
+        return next((record for _, record in self._claimed(cid)), None)
 
     def claiming(self, cid: str) -> Replica | None:
         """The provider that holds an identifier; the one with the smallest key where several claim it."""
-        claims = (replica for replica in self._replicas.values() if replica.slot_of(cid) is not None)
-        return min(claims, key=lambda replica: replica.provider, default=None)
+        return next((replica for replica, _ in self._claimed(cid)), None)
+
+    def _claimed(self, cid: str) -> Iterator[tuple[Replica, Signed]]:
+        """Who holds an identifier, with its record, in order of key: those that hold its prefix are looked at."""
+        prefix = cid.removeprefix("ioc:").partition("/")[0]
+        for provider in sorted(self._claims.get(prefix, ())):
+            replica = self._replicas[provider]
+            for slot in replica.base.table.candidates(cid):
+                for entry in map(decode_entry, self.entries(provider, [slot])):
+                    if entry.cid == cid and entry.record is not None:
+                        yield replica, entry.record
 
     # -- heads
 
@@ -177,13 +203,25 @@ class Catalogue:
 
     # -- entries
 
-    def apply(self, provider: bytes, head: Signed, entries: Sequence[bytes], *, unix: float) -> Applied:
-        """Take in entries that lead to `head`, all of them or those that changed after the head held.
+    def begin(self, provider: bytes, *, stored: bool = False) -> Intake:
+        """Begin to take in entries of a provider whose head was seen: all, or those that changed after the head held.
+
+        `stored`: they come from this catalogue's own book. Raises `NotFound` or `Forked`.
+        """
+        replica = self._replicas.get(provider)
+        if replica is None or (replica.announced is None and replica.fork is None):
+            raise NotFound("entries of a provider whose head was never seen")
+        if replica.fork is not None:
+            raise Forked(f"head {replica.seq}")
+        return Intake(provider, replica.grant, replica.base, self._book, stored=stored)
+
+    def close(self, intake: Intake, head: Signed, *, unix: float) -> Generator[None, None, Seen]:
+        """Verify, in steps, that the entries lead to `head`; returns what `commit` wants.
 
         Raises `WrongRoot` (fetch that provider whole), `Forked`, `OverQuota`, or what is wrong with head or entry.
         """
-        replica = self._replicas.get(provider)
-        if replica is None or replica.announced is None or head.key != provider:
+        replica = self._replicas.get(intake.provider)
+        if replica is None or replica.announced is None or head.key != intake.provider:
             raise NotFound("entries of a provider whose head was never seen")
         announced = replica.announced
         if head_hash(head) != announced.hash:
@@ -193,16 +231,40 @@ class Catalogue:
         target = replica.announced
         if head_hash(head) != target.hash:
             target = self._older_target(replica, head, unix)
+        if target.head.seq > replica.held_seq:
+            self._check_room(replica, target.head)
+            yield from intake.close(target.head)
+        return target
+
+    def commit(self, intake: Intake, target: Seen) -> Applied:
+        """Hold what was closed. Raises `Busy` where another intake was quicker, `OverQuota`, `NotFound`."""
+        replica = self._replicas.get(intake.provider)
+        if replica is None or replica.fork is not None:
+            raise NotFound("the provider was forgotten while its entries came")
         if target.head.seq <= replica.held_seq:
             return Applied()
-        if self._entries - len(replica.entries) + target.head.slots > self.bounds.entries_max:
-            raise OverQuota(f"{self.bounds.entries_max} entries are held here")
-        before = len(replica.entries)
-        applied = replica.apply(target, entries)
-        self._entries += len(replica.entries) - before
+        if replica.base.version != intake.base.version:
+            raise Busy("the catalogue changed while entries came")
+        self._check_room(replica, target.head)
+        self._entries += target.head.slots - replica.slots
+        if intake.entries or target.head.slots < replica.slots:
+            self._book.put(intake.provider, intake.entries, target.head.slots)
+        applied = replica.commit(intake, target)
+        for prefix in intake.prefixes:
+            self._claims[prefix].add(intake.provider)
         replica.accept_same_root()
         self._digest = None
         return applied
+
+    def _check_room(self, replica: Replica, head: Head) -> None:
+        if self._entries - replica.slots + head.slots > self.bounds.entries_max:
+            raise OverQuota(f"{self.bounds.entries_max} entries are held here")
+
+    def apply(self, provider: bytes, head: Signed, entries: Sequence[bytes], *, unix: float) -> Applied:
+        """`begin`, `close` and `commit` without a pause."""
+        intake = self.begin(provider)
+        run_through(intake.add(entries))
+        return self.commit(intake, run_through(self.close(intake, head, unix=unix)))
 
     def _older_target(self, replica: Replica, signed: Signed, unix: float) -> Seen:
         """A head between the one held and the one announced: a step on the way."""
@@ -257,8 +319,8 @@ class Catalogue:
         return gone
 
     def restore(self, news: Sequence[HeadNews], entries: Sequence[bytes], *, unix: float) -> Applied:
-        """Take up one provider's stored state, verified like everything from the network: one head with its
-        entries, or the two heads of a fork. Raises why it cannot be believed any more; nothing of it stays then.
+        """Take up one provider's stored state, verified like everything from the network: one head with its entries,
+        or the two heads of a fork. Raises why it cannot be believed any more; nothing of it stays then.
         """
         if not news:
             raise WrongRoot("no head is stored")
@@ -266,9 +328,7 @@ class Catalogue:
         try:
             for one in news:
                 self.consider(one, unix=unix)
-            if len(news) > 1:
-                return Applied()
-            return self.apply(provider, news[0].head, entries, unix=unix)
+            return Applied() if len(news) > 1 else self.apply(provider, news[0].head, entries, unix=unix)
         except WireError:
             self.drop(provider)
             raise
@@ -291,6 +351,11 @@ class Catalogue:
         return gone
 
     def _forget_entries(self, replica: Replica) -> None:
-        self._entries -= len(replica.entries)
+        self._entries -= replica.slots
         self._digest = None
+        for prefix in replica.prefixes:
+            self._claims[prefix].discard(replica.provider)
+            if not self._claims[prefix]:
+                del self._claims[prefix]
+        self._book.drop(replica.provider)
         replica.clear()

@@ -29,6 +29,8 @@ from ioc_node.core.gossip_events import (
     Dial,
     Effect,
     EntriesFetched,
+    EntriesPrepared,
+    EntriesRefused,
     Event,
     Fetch,
     FetchFailed,
@@ -46,7 +48,8 @@ from ioc_node.core.gossip_events import (
     Tick,
     VectorReceived,
 )
-from ioc_node.core.replica import FORKED, Applied
+from ioc_node.core.replica import FORKED
+from ioc_node.core.steps import run_through
 from ioc_wire import limits
 from ioc_wire.codec import Message
 from ioc_wire.errors import Forked, NotFound, WireError, WrongRoot
@@ -142,7 +145,11 @@ class Gossip:
             case VectorReceived(peer, rows, differs):
                 self._on_vector(peer, rows, differs)
             case EntriesFetched():
-                self._on_entries(event, now)
+                self._on_fetched(event, now)
+            case EntriesPrepared():
+                self._on_prepared(event)
+            case EntriesRefused(peer, provider, after_seq, error):
+                self._on_bad_entries(peer, provider, after_seq, error)
             case FetchFailed(peer, provider):
                 self._fetch_ended(peer, provider, drop_source=True)
             case KeyRevoked():
@@ -246,7 +253,7 @@ class Gossip:
             self._effects.append(Refuse(peer, provider, "head", error))
             return
         if standing is Standing.HELD:
-            self._effects.append(Persist(provider, ()))
+            self._effects.append(Persist(provider))
             self._spread(peer, HeadsAnnounced((news,)))
         elif standing is Standing.FORKED:
             self._on_fork(provider)
@@ -259,7 +266,7 @@ class Gossip:
         self._lags.pop(provider, None)
         replica = self.catalogue.replica(provider)
         assert replica is not None
-        self._effects += [CatalogueChanged(provider, None), Persist(provider, None)]
+        self._effects += [CatalogueChanged(provider, None), Persist(provider)]
         self._effects.append(Refuse(None, provider, "heads", Forked(f"head {replica.seq}")))
         for target in [key for key, other in self._peers.items() if other.core]:
             self._effects.append(Notify(target, HeadsAnnounced(replica.news())))
@@ -295,20 +302,32 @@ class Gossip:
         if lag.asking is None and (not lag.sources or replica is None or not replica.lagging):
             del self._lags[provider]
 
-    def _on_entries(self, event: EntriesFetched, now: float) -> None:
+    def _on_fetched(self, event: EntriesFetched, now: float) -> None:
+        peer, provider, after_seq = event.peer, event.provider, event.after_seq
+        try:
+            intake = self.catalogue.begin(provider)
+            run_through(intake.add(event.entries))
+            unix = now + self._unix_offset
+            target = run_through(self.catalogue.close(intake, event.head, unix=unix))
+        except WireError as error:
+            self._on_bad_entries(peer, provider, after_seq, error)
+        else:
+            self._on_prepared(EntriesPrepared(peer, provider, after_seq, intake, target))
+
+    def _on_prepared(self, event: EntriesPrepared) -> None:
         provider, peer = event.provider, event.peer
         replica = self.catalogue.replica(provider)
         held_before = replica.held_seq if replica is not None else 0
         try:
-            applied = self.catalogue.apply(provider, event.head, event.entries, unix=now + self._unix_offset)
+            applied = self.catalogue.commit(event.intake, event.target)
         except WireError as error:
-            self._on_bad_entries(event, error)
+            self._on_bad_entries(peer, provider, event.after_seq, error)
             return
-        self._report(applied, event)
+        self._effects += [Refuse(peer, provider, what, fault) for what, fault in applied.refused]
         replica = self.catalogue.replica(provider)
         assert replica is not None
         if replica.held_seq > held_before:
-            self._effects.append(Persist(provider, applied.slots))
+            self._effects.append(Persist(provider))
             self._effects.append(CatalogueChanged(provider, applied.slots))
             if replica.status is not None:
                 self._effects.append(StatusChanged(provider))
@@ -321,27 +340,18 @@ class Gossip:
             # A peer that is itself behind has nothing more to give; whoever announced the newest is asked next.
             self._fetch_ended(peer, provider, drop_source=replica.held_seq == held_before)
 
-    def _report(self, applied: Applied, event: EntriesFetched) -> None:
-        for what, error in applied.refused:
-            self._effects.append(Refuse(event.peer, event.provider, what, error))
-
-    def _on_bad_entries(self, event: EntriesFetched, error: WireError) -> None:
-        replica = self.catalogue.replica(event.provider)
+    def _on_bad_entries(self, peer: bytes | None, provider: bytes, after_seq: int, error: WireError) -> None:
+        replica = self.catalogue.replica(provider)
         if replica is not None and replica.fork is not None:
-            self._on_fork(event.provider)
+            self._on_fork(provider)
             return
-        lag = self._lags.get(event.provider)
-        if (
-            isinstance(error, WrongRoot)
-            and event.after_seq > 0
-            and lag is not None
-            and event.peer is not None
-        ):
+        lag = self._lags.get(provider)
+        if isinstance(error, WrongRoot) and after_seq > 0 and lag is not None and peer is not None:
             lag.whole, lag.asking = True, None
             return
-        self._effects.append(Refuse(event.peer, event.provider, "entries", error))
-        if event.peer is not None:
-            self._fetch_ended(event.peer, event.provider, drop_source=True)
+        self._effects.append(Refuse(peer, provider, "entries", error))
+        if peer is not None:
+            self._fetch_ended(peer, provider, drop_source=True)
 
     # -- status
 
@@ -404,7 +414,7 @@ class Gossip:
 
     def _forget(self, providers: Iterable[bytes]) -> None:
         for provider in providers:
-            self._effects += [CatalogueChanged(provider, None), Persist(provider, None)]
+            self._effects += [CatalogueChanged(provider, None), Persist(provider)]
 
 
 def _is_news(row: HeadRow, other: HeadRow | None) -> bool:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ioc_node.core.intake import Intake
+from ioc_node.core.replica import Seen
 from ioc_wire.codec import Message
 from ioc_wire.errors import WireError
 from ioc_wire.gossip import HeadNews, HeadRow
@@ -66,6 +68,27 @@ class EntriesFetched:
 
 
 @dataclass(frozen=True, slots=True)
+class EntriesPrepared:
+    """The answer to `Fetch`, verified in steps outside of the machine: `target` is what `Catalogue.close` returned."""
+
+    peer: bytes | None
+    provider: bytes
+    after_seq: int
+    intake: Intake
+    target: Seen
+
+
+@dataclass(frozen=True, slots=True)
+class EntriesRefused:
+    """The answer to `Fetch`, and what is wrong with it."""
+
+    peer: bytes | None
+    provider: bytes
+    after_seq: int
+    error: WireError
+
+
+@dataclass(frozen=True, slots=True)
 class FetchFailed:
     peer: bytes
     provider: bytes
@@ -89,6 +112,8 @@ Event = (
     | PeersReceived
     | VectorReceived
     | EntriesFetched
+    | EntriesPrepared
+    | EntriesRefused
     | FetchFailed
     | KeyRevoked
     | Tick
@@ -108,7 +133,7 @@ class Notify:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Fetch entries; ends in `EntriesFetched` or `FetchFailed`."""
+    """Fetch entries; ends in `EntriesPrepared` (or `EntriesFetched`), `EntriesRefused` or `FetchFailed`."""
 
     peer: bytes
     provider: bytes
@@ -139,10 +164,9 @@ class Dial:
 
 @dataclass(frozen=True, slots=True)
 class Persist:
-    """Store this provider's heads and the entries in `slots`, all for None; remove what no longer exists."""
+    """Store this provider's heads, with what its book was given; remove what no longer exists."""
 
     provider: bytes
-    slots: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,22 +3,18 @@
 The two differ while entries are on their way. Entries are never trusted one by one: the Merkle root over all of them
 must be the one that the head signs, which costs hashing instead of an Ed25519 check per record. An entry that is
 vouched for in this way may still claim what its provider does not own; it stays a leaf, but is not *alive*: it is not
-offered, resolved or counted.
+offered, resolved or counted. The entries themselves lie in an `EntryBook`.
 """
 
 import hashlib
-from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from ioc_node.core.intake import Base, Intake, Refused
+from ioc_node.core.slots import SlotTable
 from ioc_node.core.tree import MerkleTree
-from ioc_wire import limits
-from ioc_wire.authority import Grant, check_names
-from ioc_wire.cid import parse_cid
-from ioc_wire.codec import decode
-from ioc_wire.errors import BadIdentifier, BadSignature, Malformed, TooLarge, WireError, WrongRoot
+from ioc_wire.authority import Grant
 from ioc_wire.gossip import HeadNews, HeadRow
-from ioc_wire.merkle import leaf_hash
-from ioc_wire.records import CatalogueEntry, Head, ResourceRecord, StatusBatch, decode_entry
+from ioc_wire.records import Head, StatusBatch
 from ioc_wire.signed import Signed
 
 FORKED: Final = bytes(32)
@@ -46,13 +42,6 @@ class HeldStatus(NamedTuple):
     fresh_until: float
 
 
-class Refused(NamedTuple):
-    """An entry or a row that is left out, while the rest goes on: `what` it is, and why."""
-
-    what: str
-    error: WireError
-
-
 class Applied(NamedTuple):
     """What a fetch changed. An empty one changed nothing (the head was known)."""
 
@@ -70,11 +59,8 @@ class Replica:
         self.held: Seen | None = None
         self.status: HeldStatus | None = None
         self.fork: tuple[Seen, Seen] | None = None
-        self.entries: list[bytes] = []
-        self._tree = MerkleTree()
-        self._seqs: list[int] = []
-        self._alive: dict[int, str] = {}
-        self._slots: dict[str, int] = {}
+        self.prefixes: set[str] = set()
+        self.base = Base(0, SlotTable(), MerkleTree())
 
     @property
     def lagging(self) -> bool:
@@ -98,9 +84,14 @@ class Replica:
         return self.held.head.seq if self.held is not None else 0
 
     @property
+    def slots(self) -> int:
+        """Entries that are held, tombstones among them."""
+        return len(self.base.table)
+
+    @property
     def living(self) -> int:
         """Identifiers that are offered and resolved."""
-        return len(self._alive)
+        return self.base.table.living
 
     def news(self) -> tuple[HeadNews, ...]:
         """What to tell others of this provider: the head held, or the two heads that prove a fork."""
@@ -124,21 +115,14 @@ class Replica:
         return HeadRow(self.provider, self.held.head.seq, self.held.hash, status_seq)
 
     def is_alive(self, slot: int) -> bool:
-        return slot in self._alive
-
-    def slot_of(self, cid: str) -> int | None:
-        return self._slots.get(cid)
+        return self.base.table.is_alive(slot)
 
     def living_slots(self) -> list[int]:
-        return sorted(self._alive)
+        return self.base.table.living_slots()
 
-    def entries_after(self, seq: int) -> tuple[bytes, ...]:
-        """The entries that changed after head `seq`, in order of slot; all for 0."""
-        if seq >= self.held_seq:
-            return ()
-        return tuple(
-            self.entries[slot] for slot, changed in enumerate(self._seqs) if changed > seq or not seq
-        )
+    def slots_after(self, seq: int) -> list[int]:
+        """The slots that changed after head `seq`, in order; all for 0."""
+        return self.base.table.after(seq) if seq < self.held_seq else []
 
     def accept_same_root(self) -> bool:
         """Hold the announced head if it commits to the very entries that are held already."""
@@ -150,82 +134,15 @@ class Replica:
         self.held = seen
         return True
 
-    def apply(self, target: Seen, entries: Sequence[bytes]) -> Applied:
-        """Take in `entries` and hold `target`. Raises `WrongRoot` or `Malformed`, and nothing has changed then."""
-        decoded: dict[int, CatalogueEntry] = {}
-        raw: dict[int, bytes] = {}
-        for data in entries:
-            entry = decode_entry(data)
-            if entry.slot >= target.head.slots or not 0 < entry.seq <= target.head.seq:
-                raise Malformed(
-                    f"slot {entry.slot} of head {entry.seq} does not fit the head over {target.head.slots}"
-                )
-            if entry.slot in decoded:
-                raise Malformed(f"slot {entry.slot} came twice")
-            decoded[entry.slot], raw[entry.slot] = entry, data
-        leaves = {slot: leaf_hash(data) for slot, data in raw.items()}
-        tree = self._tree.changed(leaves, target.head.slots)
-        if tree is None:
-            raise WrongRoot("entries are missing: the log has a gap")
-        if tree.root != target.head.root:
-            raise WrongRoot(f"{len(entries)} entries towards head {target.head.seq}")
-        dropped = range(target.head.slots, len(self.entries))
-        self._resize(target.head.slots)
-        self._tree = tree
-        for slot in [*dropped, *decoded]:
-            self._bury(slot)
-        refused = [
-            fault for slot in sorted(decoded) if (fault := self._take(decoded[slot], raw[slot])) is not None
-        ]
+    def commit(self, intake: Intake, target: Seen) -> Applied:
+        """Hold `target` with the entries of an intake that was closed with its head."""
+        self.base = Base(self.base.version + 1, intake.table, intake.tree)
+        self.prefixes |= intake.prefixes
         self.held = target
-        return Applied((*decoded, *dropped), tuple(refused))
+        return Applied(intake.changed, intake.refused)
 
     def clear(self) -> None:
         """Forget everything that is held."""
-        self.entries, self._seqs = [], []
-        self._alive, self._slots = {}, {}
-        self._tree = MerkleTree()
+        self.base = Base(self.base.version + 1, SlotTable(), MerkleTree())
+        self.prefixes.clear()
         self.held = self.status = None
-
-    def _resize(self, count: int) -> None:
-        del self.entries[count:], self._seqs[count:]
-        missing = count - len(self.entries)
-        self.entries.extend([b""] * missing)
-        self._seqs.extend([0] * missing)
-
-    def _bury(self, slot: int) -> None:
-        cid = self._alive.pop(slot, None)
-        if cid is not None:
-            del self._slots[cid]
-
-    def _take(self, entry: CatalogueEntry, data: bytes) -> Refused | None:
-        self.entries[entry.slot] = data
-        self._seqs[entry.slot] = entry.seq
-        if entry.record is None:
-            return None
-        try:
-            check_entry(entry, entry.record, self.provider, self.grant)
-            if entry.cid in self._slots:
-                raise Malformed(f"{entry.cid} stands in slot {self._slots[entry.cid]} already")
-        except WireError as error:
-            return Refused(f"slot {entry.slot}", error)
-        self._alive[entry.slot] = entry.cid
-        self._slots[entry.cid] = entry.slot
-        return None
-
-
-def check_entry(entry: CatalogueEntry, signed: Signed, provider: bytes, grant: Grant | None) -> None:
-    """All of a record but its signature, for which the head vouches, and its period, which the reader holds
-    against its own clock. Raises the fault.
-    """
-    if signed.kind != ResourceRecord.kind or signed.key != provider:
-        raise BadSignature(f"{entry.cid} is not signed by the provider of this catalogue")
-    if len(signed.payload) + 128 > limits.RECORD_BYTES_MAX:
-        raise TooLarge(f"{entry.cid}: {len(signed.payload)} bytes of payload")
-    cid = parse_cid(entry.cid)
-    check_names(cid.prefix, provider, grant)
-    record = decode(signed.payload, ResourceRecord)
-    if record.cid != entry.cid:
-        raise BadIdentifier(f"the slot says {entry.cid}, its record {record.cid[:80]}")
-    if record.place.city and record.place.city != cid.city:
-        raise BadIdentifier(f"{entry.cid} stands in city {record.place.city!r}")

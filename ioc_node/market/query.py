@@ -21,7 +21,7 @@ from ioc_wire import limits
 from ioc_wire.codec import decode
 from ioc_wire.errors import NotFound, WireError
 from ioc_wire.market import Contact, Demand, Offer, OffersFound, Removal
-from ioc_wire.records import ResourceRecord, decode_entry
+from ioc_wire.records import ResourceRecord
 
 log = structlog.get_logger()
 
@@ -54,7 +54,7 @@ class QueryEngine:
         chosen = (
             replica.living_slots() if slots is None else [slot for slot in slots if replica.is_alive(slot)]
         )
-        records = [found for slot in chosen if (found := _host(replica, slot)) is not None]
+        records = [found for slot in chosen if (found := _host(self._catalogue, replica, slot)) is not None]
         self._table.put(provider, records)
         self.patch_status(provider)
 
@@ -118,7 +118,7 @@ class QueryEngine:
         replica = self._catalogue.replica(provider)
         if replica is None or replica.status is None or replica.held is None:
             return None
-        signed = decode_entry(replica.entries[slot]).record
+        signed = self._catalogue.record(provider, slot)
         if signed is None:
             return None
         record = decode(signed.payload, ResourceRecord)
@@ -130,9 +130,9 @@ class QueryEngine:
         return Offer(signed, contact, status, min(price, (1 << 63) - 1))
 
 
-def _host(replica: Replica, slot: int) -> tuple[int, ResourceRecord, bool] | None:
+def _host(catalogue: Catalogue, replica: Replica, slot: int) -> tuple[int, ResourceRecord, bool] | None:
     try:
-        signed = decode_entry(replica.entries[slot]).record
+        signed = catalogue.record(replica.provider, slot)
         if signed is None:
             return None
         record = decode(signed.payload, ResourceRecord)

@@ -7,7 +7,7 @@ of the nursery that `run` keeps; the machine itself never waits.
 
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 import structlog
@@ -16,18 +16,30 @@ import trio
 from ioc_node.core import gossip_events as ev
 from ioc_node.core.catalogue import Catalogue
 from ioc_node.core.chance import Chance
+from ioc_node.core.entry_book import EntryBook
 from ioc_node.core.gossip import COMPARE_SECONDS, Gossip, pack_news
 from ioc_node.core.rates import RateTable
 from ioc_node.core.trust import Trust
 from ioc_node.errors import PeerUnreachable, StorageFull
 from ioc_node.runtime.driver import open_background
-from ioc_node.runtime.entry_pages import FETCH_BYTES_MAX, fetch_entries, send_entries
+from ioc_node.runtime.entry_pages import FETCH_BYTES_MAX, PageTaker, fetch_entries, send_held
 from ioc_node.runtime.link_flow import ByteBudget
 from ioc_node.runtime.link_handlers import Handlers, SendItem
 from ioc_node.runtime.links import Link, LinkEndpoint
+from ioc_node.runtime.pauses import run_with_pauses
 from ioc_wire import gossip as wire
 from ioc_wire.authority import CORE_ROLES
-from ioc_wire.errors import Busy, Forked, NotFound, RoleNotGranted, WireError
+from ioc_wire.errors import (
+    Busy,
+    Forked,
+    Malformed,
+    NotFound,
+    OverQuota,
+    RoleNotGranted,
+    TooLarge,
+    WireError,
+    WrongRoot,
+)
 from ioc_wire.identity import format_node_id, node_id_of
 from ioc_wire.market import Contact
 from ioc_wire.signed import Signed
@@ -51,12 +63,14 @@ Changed = Callable[[bytes, tuple[int, ...] | None], None]
 StatusTold = Callable[[bytes], None]
 
 
-class Shelf(Protocol):
+class Shelf(EntryBook, Protocol):
     """Where a catalogue survives a restart; see `ioc_node.runtime.catalogue_store`."""
 
     async def load(self, catalogue: Catalogue, *, unix: float) -> None: ...
 
-    async def save(self, catalogue: Catalogue, changes: dict[bytes, set[int] | None]) -> None: ...
+    async def save(self, news: Mapping[bytes, Sequence[wire.HeadNews]]) -> None: ...
+
+    async def wait_for_room(self) -> None: ...
 
 
 def name_of(key: bytes) -> str:
@@ -77,8 +91,9 @@ def contact_of(link: Link) -> Contact | None:
 class CoreGossip:
     """Drives one `Gossip` machine. Made by `make_gossip`."""
 
-    def __init__(self, machine: Gossip) -> None:
+    def __init__(self, machine: Gossip, shelf: Shelf | None = None) -> None:
         self.machine = machine
+        self._shelf = shelf
         self.catalogue = machine.catalogue
         self._links: LinkEndpoint | None = None
         self._nursery: trio.Nursery | None = None
@@ -86,7 +101,7 @@ class CoreGossip:
         self._fetching = ByteBudget(FETCH_BYTES_MAX)
         self._changed: list[Changed] = []
         self._status_told: list[StatusTold] = []
-        self._unsaved: dict[bytes, set[int] | None] = {}
+        self._unsaved: set[bytes] = set()
         self._saving = trio.Event()
         self._publishing: dict[bytes, trio.Event] = {}
         self._refusals: dict[bytes, WireError] = {}
@@ -140,8 +155,9 @@ class CoreGossip:
                 self._start(self._compare, peer)
             case ev.Dial(contact):
                 self._start(self._dial, contact)
-            case ev.Persist(provider, slots):
-                self._note_unsaved(provider, slots)
+            case ev.Persist(provider):
+                self._unsaved.add(provider)
+                self._saving.set()
             case ev.CatalogueChanged(provider, slots):
                 for tell in self._changed:
                     tell(provider, slots)
@@ -199,22 +215,36 @@ class CoreGossip:
         try:
             if link is None:
                 raise PeerUnreachable(f"no link to {name_of(peer)}")
-            head, entries = await fetch_entries(
-                link,
-                provider,
-                after_seq,
-                slots_max=self.catalogue.bounds.slots_max,
-                budget=self._fetching,
-            )
+            done = await self._take_entries(link, provider, after_seq)
         except (WireError, PeerUnreachable) as error:
             log.debug("fetch_failed", peer=name_of(peer), provider=name_of(provider), error=str(error))
             self.feed(ev.FetchFailed(peer, provider))
             if peer == provider:
                 self._settle(provider)
             return
-        self.feed(ev.EntriesFetched(peer, provider, after_seq, head, entries))
+        self.feed(done)
         if peer == provider:
             self._settle(provider)
+
+    async def _take_entries(
+        self, link: Link, provider: bytes, after_seq: int
+    ) -> ev.EntriesPrepared | ev.EntriesRefused:
+        """Fetch and verify, in steps."""
+        peer = link.peer.key
+        if self._shelf is not None:
+            await self._shelf.wait_for_room()
+        taker: PageTaker | None = None
+        try:
+            intake = self.catalogue.begin(provider)
+            taker = PageTaker(intake, self._fetching, slots_max=self.catalogue.bounds.slots_max)
+            head = await fetch_entries(link, provider, after_seq, taker.take)
+            target = await run_with_pauses(self.catalogue.close(intake, head, unix=time.time()))
+        except (Malformed, WrongRoot, Forked, TooLarge, OverQuota) as error:
+            return ev.EntriesRefused(peer, provider, after_seq, error)
+        finally:
+            if taker is not None:
+                taker.release()
+        return ev.EntriesPrepared(peer, provider, after_seq, intake, target)
 
     async def _fetch_news(self, peer: bytes, providers: tuple[bytes, ...]) -> None:
         link = self._link(peer)
@@ -306,10 +336,7 @@ class CoreGossip:
         return wire.PeersKnown(self.machine.core_contacts())
 
     async def _on_fetch(self, link: Link, message: wire.FetchEntries, send: SendItem) -> None:
-        replica = self.catalogue.replica(message.provider)
-        if replica is None or replica.held is None:
-            raise NotFound("nothing is held of that provider")
-        await send_entries(replica.held.news.head, replica.entries_after(message.after_seq), send)
+        await send_held(self.catalogue, message.provider, message.after_seq, send)
 
     async def _on_fetch_heads(self, link: Link, message: wire.FetchHeads, send: SendItem) -> None:
         for page in pack_news(self.catalogue, message.providers):
@@ -330,8 +357,9 @@ class CoreGossip:
 
     # -- life
 
-    async def run(self, links: LinkEndpoint, shelf: Shelf | None = None) -> None:
-        """Gossip over `links` until cancelled. With a `shelf` the catalogue is taken up from it first."""
+    async def run(self, links: LinkEndpoint) -> None:
+        """Gossip over `links` until cancelled. What the shelf holds is taken up first."""
+        shelf = self._shelf
         if shelf is not None:
             await shelf.load(self.catalogue, unix=time.time())
         async with open_background() as nursery:
@@ -356,14 +384,6 @@ class CoreGossip:
 
     # -- persistence
 
-    def _note_unsaved(self, provider: bytes, slots: tuple[int, ...] | None) -> None:
-        known = self._unsaved.setdefault(provider, set())
-        if slots is None or known is None:
-            self._unsaved[provider] = None
-        else:
-            known.update(slots)
-        self._saving.set()
-
     async def _save(self, shelf: Shelf) -> None:
         """Store what changed, gathered over a moment, until cancelled; then once more."""
         try:
@@ -377,26 +397,35 @@ class CoreGossip:
 
     async def _save_now(self, shelf: Shelf) -> None:
         self._saving = trio.Event()
-        changes, self._unsaved = self._unsaved, {}
+        changed, self._unsaved = self._unsaved, set()
+        if not changed:
+            return
+        replicas = {provider: self.catalogue.replica(provider) for provider in changed}
         try:
-            await shelf.save(self.catalogue, changes)
+            await shelf.save({key: one.news() if one is not None else () for key, one in replicas.items()})
         except StorageFull as error:
             # Nothing is lost: what cannot be stored here is fetched from others after a restart.
             log.error("catalogue_not_stored", error=str(error))
-            for provider, slots in changes.items():
-                self._note_unsaved(provider, None if slots is None else tuple(slots))
+            self._unsaved |= changed
+            self._saving.set()
             await trio.sleep(STORE_AGAIN_SECONDS)
 
 
 def make_gossip(
-    key: bytes, trust: Trust, *, compare_seconds: float = COMPARE_SECONDS, chance: Chance | None = None
+    key: bytes,
+    trust: Trust,
+    *,
+    compare_seconds: float = COMPARE_SECONDS,
+    chance: Chance | None = None,
+    shelf: Shelf | None = None,
 ) -> CoreGossip:
-    """The gossip of the core node with public key `key`; needs a running trio loop, for its clock."""
+    """The gossip of the core node with public key `key`; needs a running trio loop, for its clock. With a `shelf`
+    the entries lie there, and the catalogue is taken up from it; else in memory."""
     machine = Gossip(
         key,
-        Catalogue(trust),
+        Catalogue(trust, book=shelf),
         chance or random.SystemRandom(),
         unix_offset=time.time() - trio.current_time(),
         compare_seconds=compare_seconds,
     )
-    return CoreGossip(machine)
+    return CoreGossip(machine, shelf)

@@ -120,6 +120,10 @@ class Store:
             if durable and not self._depth:
                 self.execute("PRAGMA synchronous=NORMAL")
 
+    def open_reader(self) -> "Reader":
+        """Another connection to the same database, for reads while a thread writes through this one."""
+        return Reader(self.path)
+
     def close(self) -> None:
         self._connection.close()
 
@@ -129,6 +133,25 @@ class Store:
         self.execute(sql)
         if sql == "ROLLBACK TO inner":
             self.execute("RELEASE inner")
+
+
+class Reader:
+    """A read-only connection. It sees what was committed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _named_faults(path):
+            self._connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=BUSY_MS / 1000
+            )
+
+    def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a query: bound it where a table can be long."""
+        with _named_faults(self.path):
+            return self._connection.execute(sql, values).fetchall()
+
+    def close(self) -> None:
+        self._connection.close()
 
 
 def open_store(path: Path) -> Store:

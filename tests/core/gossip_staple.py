@@ -180,7 +180,9 @@ class Mesh:
         if not self._up(source, target) or replica is None or replica.held is None:
             self.feed(source, ev.FetchFailed(peer, provider))
             return
-        head, entries = replica.held.news.head, replica.entries_after(after_seq)
+        head = replica.held.news.head
+        catalogue = self.machines[target].catalogue
+        entries = tuple(catalogue.entries(provider, replica.slots_after(after_seq)))
         self._later(lambda: self.feed(source, ev.EntriesFetched(peer, provider, after_seq, head, entries)))
 
     def _fetch_news(self, source: int, target: int, providers: tuple[bytes, ...]) -> None:

@@ -259,7 +259,7 @@ def test_expired_providers_go() -> None:
     mesh.run(10)
     assert [machine.catalogue.records for machine in mesh.machines] == [0, 0]
     assert len(mesh.digests()) == 1
-    assert any(isinstance(e, ev.Persist) and e.slots is None for _, e in mesh.effects)
+    assert any(isinstance(e, ev.CatalogueChanged) and e.slots is None for _, e in mesh.effects)
 
 
 def test_what_providers_say_of_core_nodes_is_not_believed() -> None:

@@ -13,9 +13,10 @@ from ioc_node.core.own_catalogue import OwnCatalogue
 from ioc_node.market.demand import make_demand
 from ioc_node.market.query import QueryEngine
 from ioc_node.market.routes import MEASURED_MAX, measure_rtts
-from ioc_node.runtime.catalogue_store import CatalogueShelf
+from ioc_node.runtime.catalogue_store import CatalogueShelf, open_catalogue
 from ioc_node.runtime.gossip import CoreGossip
 from ioc_node.runtime.links import Handlers, Link
+from ioc_node.runtime.own_shelf import OwnCatalogueShelf
 from ioc_node.runtime.store import Store
 from ioc_wire.codec import encode
 from ioc_wire.market import FindOffers, MeasureRtt, OffersFound, RttMeasured
@@ -114,13 +115,13 @@ async def _pong(link: Link, message: MeasureRtt) -> RttMeasured:
 
 
 async def test_a_restarted_core_node_has_its_catalogue_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "node.db"
+    path = tmp_path / "catalogue.db"
     cids = [f"ioc:cn.r3301.20001/gen/3301/az1/h{host}" for host in range(20)]
     with Store(tmp_path / "one.db") as own_store:
-        shelf = CatalogueShelf(own_store)
-        async with open_provider("one", "cn.r3301.20001", shelf=shelf) as one:
-            with Store(path) as store:
-                async with open_core("alice", shelf=CatalogueShelf(store)) as alice:
+        own_shelf = OwnCatalogueShelf(own_store)
+        async with open_provider("one", "cn.r3301.20001", shelf=own_shelf) as one:
+            with open_catalogue(path) as shelf:
+                async with open_core("alice", shelf=shelf) as alice:
                     one.links.keep((alice.contact.host, alice.contact.port))
                     for cid in cids:
                         one.put(cid)
@@ -129,40 +130,73 @@ async def test_a_restarted_core_node_has_its_catalogue_at_once(tmp_path: Path) -
                     one.home.catalogue_changed()
                     await until(lambda: alice.gossip.catalogue.records == 19)
                     digest = alice.gossip.catalogue.digest()
-            with Store(path) as store:
-                async with open_core("alice", shelf=CatalogueShelf(store)) as alice:
+            with open_catalogue(path) as shelf:
+                async with open_core("alice", shelf=shelf) as alice:
                     assert alice.gossip.catalogue.digest() == digest
                     assert alice.gossip.catalogue.records == 19
+                    assert alice.gossip.catalogue.find(cids[4]) is not None
         again = OwnCatalogue(key_of("one"))
-        assert shelf.load_own(again)
+        assert own_shelf.load_own(again)
         assert sorted(again.records()) == sorted(set(cids) - {cids[3]})
+
+
+async def saved(shelf: CatalogueShelf, *providers: Provider) -> Catalogue:
+    """A catalogue that keeps its entries in `shelf`, where it was saved."""
+    catalogue = Catalogue(certified(), book=shelf)
+    for provider in providers:
+        news = provider.news()
+        catalogue.consider(news, unix=UNIX)
+        catalogue.apply(provider.public, news.head, provider.own.entries_after(0), unix=UNIX)
+    await shelf.save({provider.public: [provider.news()] for provider in providers})
+    return catalogue
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        "UPDATE catalogue_entries SET entry = x'00' WHERE slot = 1 AND provider = ?",
-        "DELETE FROM catalogue_entries WHERE slot = 0 AND provider = ?",
-        "UPDATE catalogue_heads SET news = x'93' WHERE provider = ?",
+        "UPDATE entries SET entry = x'00' WHERE id = (SELECT id << 17 | 1 FROM providers WHERE key = ?)",
+        "DELETE FROM entries WHERE id = (SELECT id << 17 FROM providers WHERE key = ?)",
+        "UPDATE heads SET news = x'93' WHERE provider = (SELECT id FROM providers WHERE key = ?)",
     ],
 )
 async def test_rows_that_do_not_fit_together_are_dropped_and_the_rest_is_kept(
     tmp_path: Path, damage: str
 ) -> None:
     good, bad = Provider("alice", 20001), Provider("bob", 20002)
-    catalogue = Catalogue(certified())
+    path = tmp_path / "catalogue.db"
     for provider in (good, bad):
         provider.put("h1", "h2")
-        news = provider.news()
-        catalogue.consider(news, unix=UNIX)
-        catalogue.apply(provider.public, news.head, provider.own.entries_after(0), unix=UNIX)
-    with Store(tmp_path / "node.db") as store:
-        shelf = CatalogueShelf(store)
-        await shelf.save(catalogue, {good.public: None, bad.public: {0, 1}})
+    with open_catalogue(path) as shelf:
+        await saved(shelf, good, bad)
+    with Store(path) as store:
         assert store.execute(damage, (bad.public,)) == 1
-        for _ in range(2):
-            loaded = Catalogue(certified())
+    for _ in range(2):
+        with open_catalogue(path) as shelf:
+            loaded = Catalogue(certified(), book=shelf)
             await shelf.load(loaded, unix=UNIX)
             assert loaded.providers() == [good.public]
             assert loaded.records == 2
-        assert store.fetch("SELECT count(*) FROM catalogue_entries") == [(2,)]
+    with Store(path) as store:
+        assert store.fetch("SELECT count(*) FROM entries") == [(2,)]
+        assert store.fetch("SELECT count(*) FROM providers") == [(1,)]
+
+
+async def test_entries_are_read_back_at_once_whether_they_are_written_or_not(tmp_path: Path) -> None:
+    alice = Provider("alice", 20001)
+    alice.put("h1", "h2", "h3")
+    with open_catalogue(tmp_path / "catalogue.db") as shelf:
+        catalogue = await saved(shelf, alice)
+        before = catalogue.entries(alice.public, [0, 1, 2])
+        assert before == list(alice.own.entries_after(0))
+        alice.own.withdraw(alice.cid("h2"))
+        alice.put("h4")
+        news = alice.news(UNIX + 1)
+        catalogue.consider(news, unix=UNIX + 1)
+        catalogue.apply(alice.public, news.head, alice.own.entries_after(UNIX), unix=UNIX + 1)
+        after = list(alice.own.entries_after(0))
+        assert catalogue.entries(alice.public, [0, 1, 2, 3]) == after
+        await shelf.save({alice.public: [news]})
+        assert catalogue.entries(alice.public, [3, 1]) == [after[3], after[1]]
+        assert catalogue.find(alice.cid("h2")) is None
+        shelf.drop(alice.public)
+        assert catalogue.entries(alice.public, [0]) == []

@@ -95,6 +95,7 @@ async def open_core(
         public_bytes(key),
         Trust(network_id=NETWORK.network_id, admission="certified", roots=NETWORK.root_keys),
         compare_seconds=compare_seconds,
+        shelf=shelf,
     )
     handlers = Handlers()
     gossip.register(handlers)
@@ -109,7 +110,7 @@ async def open_core(
             ) as links,
             trio.open_nursery() as nursery,
         ):  # fmt: skip
-            nursery.start_soon(gossip.run, links, shelf)
+            nursery.start_soon(gossip.run, links)
             await trio.testing.wait_all_tasks_blocked()
             yield CoreNode(links, gossip, scope)
             nursery.cancel_scope.cancel()

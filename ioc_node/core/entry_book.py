@@ -1,0 +1,41 @@
+"""Where the entries of a node's catalogues lie: a million of them are too many for memory beside their index.
+
+The catalogue decides what is written; a book only keeps it. Core nodes keep theirs in SQLite
+(`ioc_node.runtime.catalogue_store`), tests and simulations in memory.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+
+class EntryBook(Protocol):
+    """Encoded entries by provider (key of 32 bytes) and slot. What was put is read back at once."""
+
+    def get_many(self, provider: bytes, slots: Sequence[int]) -> list[bytes]:
+        """The entries in these slots, in this order; those that are missing are left out."""
+
+    def put(self, provider: bytes, entries: Mapping[int, bytes], count: int) -> None:
+        """Enter or replace entries by slot, and forget every slot from `count` on."""
+
+    def drop(self, provider: bytes) -> None:
+        """Forget a provider's entries."""
+
+
+class MemoryBook:
+    """An `EntryBook` in memory."""
+
+    def __init__(self) -> None:
+        self._entries: dict[bytes, dict[int, bytes]] = {}
+
+    def get_many(self, provider: bytes, slots: Sequence[int]) -> list[bytes]:
+        entries = self._entries.get(provider, {})
+        return [entries[slot] for slot in slots if slot in entries]
+
+    def put(self, provider: bytes, entries: Mapping[int, bytes], count: int) -> None:
+        kept = self._entries.setdefault(provider, {})
+        kept.update(entries)
+        for slot in [slot for slot in kept if slot >= count]:
+            del kept[slot]
+
+    def drop(self, provider: bytes) -> None:
+        self._entries.pop(provider, None)
