@@ -44,12 +44,13 @@ async def send_held(catalogue: Catalogue, provider: bytes, after_seq: int, send:
         if replica is None or replica.held is None:
             raise NotFound("nothing is held of that provider")
         held, slots = replica.held, replica.slots_after(after_seq)
-        for start in range(0, len(slots), limits.PAGE_ENTRIES_MAX):
-            entries = catalogue.entries(provider, slots[start : start + limits.PAGE_ENTRIES_MAX])
-            await send(EntriesPage(held.news.head, tuple(entries), last=False))
-        if replica.held is held:
-            await send(EntriesPage(held.news.head, (), last=True))
-            return
+        step = limits.PAGE_ENTRIES_MAX
+        for start in range(0, max(len(slots), 1), step):
+            entries = catalogue.entries(provider, slots[start : start + step])
+            last = start + step >= len(slots) and replica.held is held
+            await send(EntriesPage(held.news.head, tuple(entries), last=last))
+            if last:
+                return
         after_seq = held.head.seq
 
 

@@ -26,6 +26,7 @@ from ioc_node.runtime.entry_pages import FETCH_BYTES_MAX, PageTaker, fetch_entri
 from ioc_node.runtime.link_flow import ByteBudget
 from ioc_node.runtime.link_handlers import Handlers, SendItem
 from ioc_node.runtime.links import Link, LinkEndpoint
+from ioc_node.runtime.outbox import Outbox
 from ioc_node.runtime.pauses import run_with_pauses
 from ioc_wire import gossip as wire
 from ioc_wire.authority import CORE_ROLES
@@ -94,6 +95,7 @@ class CoreGossip:
     def __init__(self, machine: Gossip, shelf: Shelf | None = None) -> None:
         self.machine = machine
         self._shelf = shelf
+        self._outbox = Outbox(machine.catalogue, self._link)
         self.catalogue = machine.catalogue
         self._links: LinkEndpoint | None = None
         self._nursery: trio.Nursery | None = None
@@ -144,6 +146,8 @@ class CoreGossip:
 
     def _perform(self, effect: ev.Effect) -> None:
         match effect:
+            case ev.Notify(peer, message) if self._outbox.add(peer, message):
+                pass
             case ev.Notify(peer, message):
                 if (link := self._link(peer)) is not None and not link.notify_nowait(message):
                     log.debug("gossip_dropped", peer=link.peer.name, message=type(message).__name__)
@@ -365,6 +369,7 @@ class CoreGossip:
         async with open_background() as nursery:
             self._links, self._nursery = links, nursery
             self.key_revoked()  # perhaps while the shelf was read
+            nursery.start_soon(self._outbox.run)
             links.on_link_up(self.link_up)
             links.on_link_down(self.link_down)
             if shelf is not None:

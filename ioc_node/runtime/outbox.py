@@ -1,0 +1,108 @@
+"""What other core nodes are yet to be told: by provider, not by message.
+
+A burst of changes (all providers renew their heads, an island comes back) is gathered into few frames, and what a slow
+link cannot take yet waits here as the newest state of a provider, not as a growing queue. Nothing is dropped while
+the link stands; what is lost with a link, the next comparison repairs.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from ioc_node.core.catalogue import Catalogue
+from ioc_node.core.gossip import pack_statuses
+from ioc_node.runtime.links import Link
+from ioc_wire import limits
+from ioc_wire.codec import Message
+from ioc_wire.gossip import HeadsAnnounced, StatusAnnounced
+from ioc_wire.signed import Signed
+
+GATHER_SECONDS: Final = 0.005
+"""How long changes are gathered before they are told."""
+RETRY_SECONDS: Final = 0.05
+"""How long a link that has too much to send is left alone."""
+_STEP: Final = limits.NEWS_MAX // 2
+
+
+@dataclass(slots=True)
+class _Untold:
+    """Providers of whom a peer is to be told; in order, each once."""
+
+    heads: dict[bytes, None] = field(default_factory=dict)
+    statuses: dict[bytes, None] = field(default_factory=dict)
+
+
+class Outbox:
+    """Of one core node. `link_of` gives the link to a peer, if there is one."""
+
+    def __init__(self, catalogue: Catalogue, link_of: Callable[[bytes], Link | None]) -> None:
+        self._catalogue = catalogue
+        self._link_of = link_of
+        self._untold: dict[bytes, _Untold] = {}
+        self._filled = trio.Event()
+
+    def add(self, peer: bytes, message: Message) -> bool:
+        """Note heads and status for `peer`; False, and nothing noted, for any other message."""
+        if self._link_of(peer) is None:
+            return isinstance(message, HeadsAnnounced | StatusAnnounced)
+        match message:
+            case HeadsAnnounced(news):
+                self._of(peer).heads.update(dict.fromkeys(one.head.key for one in news))
+            case StatusAnnounced(batches):
+                self._of(peer).statuses.update(dict.fromkeys(batch.key for batch in batches))
+            case _:
+                return False
+        return True
+
+    def _of(self, peer: bytes) -> _Untold:
+        self._filled.set()
+        return self._untold.setdefault(peer, _Untold())
+
+    async def run(self) -> None:
+        """Tell everybody, until cancelled."""
+        while True:
+            await self._filled.wait()
+            await trio.sleep(GATHER_SECONDS)
+            self._filled = trio.Event()
+            for peer in list(self._untold):
+                await trio.lowlevel.checkpoint()
+                self._tell(peer)
+            if self._untold:
+                self._filled.set()
+                await trio.sleep(RETRY_SECONDS)
+
+    def _tell(self, peer: bytes) -> None:
+        untold, link = self._untold.pop(peer), self._link_of(peer)
+        if link is None:
+            return
+        for message, told in self._messages(untold):
+            if not link.notify_nowait(message):
+                break
+            for provider in told:
+                (untold.heads if isinstance(message, HeadsAnnounced) else untold.statuses).pop(provider)
+        if (untold.heads or untold.statuses) and not link.closed.is_set():
+            self._untold[peer] = untold
+
+    def _messages(self, untold: _Untold) -> Iterator[tuple[Message, list[bytes]]]:
+        """What to tell, as it is now, and of which providers; heads first, for status needs one."""
+        heads = list(untold.heads)
+        for start in range(0, len(heads), _STEP // 2):
+            told = heads[start : start + _STEP // 2]
+            replicas = [self._catalogue.replica(provider) for provider in told]
+            news = tuple(one for replica in replicas if replica is not None for one in replica.news())
+            if news:
+                yield HeadsAnnounced(news), told
+            else:
+                for provider in told:
+                    del untold.heads[provider]
+        batches: list[Signed] = []
+        for provider in list(untold.statuses):
+            replica = self._catalogue.replica(provider)
+            if replica is None or replica.status is None:
+                del untold.statuses[provider]
+            else:
+                batches.append(replica.status.signed)
+        for message in pack_statuses(batches):
+            yield message, [batch.key for batch in message.batches]
