@@ -12,6 +12,7 @@ from ioc_node.runtime.catalogue_store import CatalogueShelf
 from ioc_node.runtime.gossip import make_gossip
 from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.links import Link, LinkEndpoint
+from ioc_node.runtime.pauses import run_with_pauses
 from ioc_wire.market import FindOffers, OffersFound
 
 
@@ -23,7 +24,10 @@ class CoreSide:
             identity.public_key, trust, compare_seconds=config.gossip.compare_seconds, shelf=shelf
         )
         self.engine = QueryEngine(self.gossip.catalogue)
-        self.gossip.on_changed(self.engine.patch)
+        self._changed: dict[bytes, set[int] | None] = {}
+        self._change = trio.Event()
+        self._patching = False
+        self.gossip.on_changed(self._note_change)
         self.gossip.on_status(self.engine.patch_status)
 
     @property
@@ -49,13 +53,43 @@ class CoreSide:
         self.gossip.key_revoked()
 
     async def _on_find(self, link: Link, message: FindOffers) -> OffersFound:
-        return self.answer(message)
+        return await self.answer(message)
 
-    def answer(self, message: FindOffers) -> OffersFound:
+    async def answer(self, message: FindOffers) -> OffersFound:
         """Offers from this node's own catalogue. Raises `NotFound` for an unknown policy."""
-        return self.engine.find(message.demand, message.policy, message.limit, unix=time.time())
+        return await run_with_pauses(
+            self.engine.finding(
+                message.demand,
+                message.policy,
+                message.limit,
+                unix=time.time(),
+                settled=not self._changed and not self._patching,
+            )
+        )
+
+    def _note_change(self, provider: bytes, slots: tuple[int, ...] | None) -> None:
+        known = self._changed.setdefault(provider, set())
+        if slots is None or known is None:
+            self._changed[provider] = None
+        else:
+            known.update(slots)
+        self._change.set()
+
+    async def _follow(self) -> None:
+        """Bring the query's table up to the catalogue, until cancelled."""
+        while True:
+            await self._change.wait()
+            self._patching = True
+            while self._changed:
+                provider = next(iter(self._changed))
+                slots = self._changed.pop(provider)
+                chosen = sorted(slots) if slots is not None else None
+                await run_with_pauses(self.engine.patching(provider, chosen))
+            self._patching = False
+            self._change = trio.Event()
 
     async def start(self, nursery: trio.Nursery, links: LinkEndpoint) -> None:
         """Gossip until the nursery ends."""
+        nursery.start_soon(self._follow)
         nursery.start_soon(self.gossip.run, links)
         await trio.lowlevel.checkpoint()

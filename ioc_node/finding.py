@@ -69,7 +69,7 @@ class Finder:
         rank = load_policy(policy)
         message = FindOffers(demand, policy, limit)
         if self._core is not None:
-            found, answered_by = self._core.answer(message), "this node"
+            found, answered_by = await self._core.answer(message), "this node"
         else:
             found, answered_by = await self._ask(message)
         offers, removals = check_offers(found.offers, unix=time.time()), list(found.removals)

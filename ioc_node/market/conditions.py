@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ioc_node.market.columns import GROUPS_MAX, Mask, Rows, Table
+from ioc_node.market.columns import GROUPS_MAX, Mask, Rows, Table, tie_of
 from ioc_node.market.pricing import cores_milli, format_micro
 from ioc_wire.cid import prefix_covers
 from ioc_wire.market import Demand
@@ -18,44 +18,59 @@ from ioc_wire.records import Accelerator
 from ioc_wire.tasks import AcceleratorDemand
 
 REASON_CHARS_MAX = 512
+Amounts = npt.NDArray[np.int64]
 
 
 class Condition(NamedTuple):
-    """`keeps` says which rows pass; `miss` describes the nearest of those that did not."""
+    """`keeps` says which rows pass, or which kinds of row where it is one on `kinds`. Of what does not pass, the
+    nearest miss has the largest of `amounts` (all the same where there are none), and `words` describes it.
+    """
 
     name: str
     keeps: Callable[[Rows], Mask]
-    miss: Callable[[Rows], str]
+    words: Callable[[int], str]
+    amounts: Callable[[Rows], Amounts] | None = None
 
 
-def conditions_of(demand: Demand, table: Table, *, unix: float) -> Iterator[Condition]:
-    """Every condition that `demand` sets, and those that all rows have to meet."""
-    yield Condition("address", lambda rows: table["reachable"][rows], _text(table, "has no address"))
-    yield Condition(
-        "record", lambda rows: table["expires"][rows] > unix, _text(table, "has a record that has expired")
-    )
+def kind_conditions(demand: Demand, table: Table) -> Iterator[Condition]:
+    """Conditions on kinds of row: what a place is and can ever give."""
+    kinds = table.kinds
+    yield Condition("address", lambda rows: kinds["reachable"][rows], _text("has no address"))
     yield from _places(demand, table)
     yield from _words(demand, table)
-    wanted = demand.resources.accelerators
-    if wanted:
-        fits = AcceleratorFit(table, wanted)
-        yield Condition("accelerators", fits.ever, fits.miss)
+    if demand.resources.accelerators:
+        fits = AcceleratorFit(table, demand.resources.accelerators)
+        yield Condition("accelerators", fits.ever, fits.miss, fits.amounts)
     resources = demand.resources
-    yield _at_least(table, "cores", "cores", cores_milli(demand), 1000, "cores")
-    yield _at_least(table, "memory", "memory", resources.memory_mib, 1, "MiB of memory")
-    yield _at_least(table, "disk", "disk", resources.disk_mib, 1, "MiB of disk")
-    yield _at_least(table, "duration", "seconds", demand.wall_seconds, 1, "seconds that a task may run")
-    yield Condition(
-        "status",
-        lambda rows: table["fresh_until"][rows] > unix,
-        _text(table, "has not told its status of late"),
+    yield _at_least(kinds.columns, "cores", "cores", cores_milli(demand), 1000, "cores")
+    yield _at_least(kinds.columns, "memory", "memory", resources.memory_mib, 1, "MiB of memory")
+    yield _at_least(kinds.columns, "disk", "disk", resources.disk_mib, 1, "MiB of disk")
+    yield _at_least(
+        kinds.columns, "duration", "seconds", demand.wall_seconds, 1, "seconds that a task may run"
     )
-    if demand.constraints.price_micro_max is not None:
-        yield _price(demand.constraints.price_micro_max, table)
-    if wanted:
-        yield Condition("free accelerators", fits.now, _text(table, "has them, but not free now"))
-    yield _at_least(table, "free cores", "free_cores", cores_milli(demand), 1000, "cores free")
-    yield _at_least(table, "free memory", "free_memory", resources.memory_mib, 1, "MiB of memory free")
+
+
+def row_conditions(demand: Demand, table: Table, *, unix: float) -> Iterator[Condition]:
+    """Conditions on single rows: which host it is, and how it is now."""
+    limits, resources = demand.constraints, demand.resources
+    yield Condition(
+        "record", lambda rows: table["expires"][rows] > unix, _text("has a record that has expired")
+    )
+    if any(map(_is_host, limits.allow)):
+        yield _named(table, "allow", limits.allow, allowed=True)
+    if any(map(_is_host, limits.deny)):
+        yield _named(table, "deny", limits.deny, allowed=False)
+    yield Condition(
+        "status", lambda rows: table["fresh_until"][rows] > unix, _text("has not told its status of late")
+    )
+    if limits.price_micro_max is not None:
+        yield _price(limits.price_micro_max, table)
+    if resources.accelerators:
+        fits = AcceleratorFit(table, resources.accelerators)
+        yield Condition("free accelerators", fits.now, _text("has them, but not free now"))
+    free = table.columns
+    yield _at_least(free, "free cores", "free_cores", cores_milli(demand), 1000, "cores free")
+    yield _at_least(free, "free memory", "free_memory", resources.memory_mib, 1, "MiB of memory free")
 
 
 # -- where
@@ -70,9 +85,9 @@ def _places(demand: Demand, table: Table) -> Iterator[Condition]:
             lambda pool: pool.split("/")[1] == limits.resource_class,
             f"not {limits.resource_class}",
         )
-    if limits.allow:
+    if limits.allow and not any(map(_is_host, limits.allow)):
         yield _named(table, "allow", limits.allow, allowed=True)
-    if limits.deny:
+    if limits.deny and not any(map(_is_host, limits.deny)):
         yield _named(table, "deny", limits.deny, allowed=False)
     if limits.cities:
         cities = frozenset(limits.cities)
@@ -82,18 +97,21 @@ def _places(demand: Demand, table: Table) -> Iterator[Condition]:
 
 
 def _pool(table: Table, name: str, accepts: Callable[[str], bool], wrong: str) -> Condition:
-    return Condition(
-        name, lambda rows: table.pools.test(accepts)[table["pool"][rows]], _text(table, f"is {wrong}")
-    )
+    accepted = table.kinds.pools.test(accepts)
+    return Condition(name, lambda rows: accepted[table.kinds["pool"][rows]], _text(f"is {wrong}"))
+
+
+def _is_host(item: str) -> bool:
+    return item.startswith("ioc:") and item.rstrip("/").count("/") > 3
 
 
 def _named(table: Table, name: str, items: Sequence[str], *, allowed: bool) -> Condition:
-    """Prefixes (`cn.r3301`) and beginnings of identifiers (`ioc:cn.r3301.20004/ai`), both label by label."""
+    """Prefixes (`cn.r3301`) and beginnings of identifiers (`ioc:cn.r3301.20004/ai`), both label by label; a condition
+    on kinds, unless single hosts are named.
+    """
     prefixes = [item for item in items if not item.startswith("ioc:")]
-    areas = [
-        item.rstrip("/") for item in items if item.startswith("ioc:") and item.rstrip("/").count("/") <= 3
-    ]
-    hosts = {item.rstrip("/") for item in items if item.startswith("ioc:")} - set(areas)
+    hosts = [tie_of(item.rstrip("/")) for item in items if _is_host(item)]
+    areas = [item.rstrip("/") for item in items if item.startswith("ioc:") and not _is_host(item)]
 
     def covered(pool: str) -> bool:
         prefix = pool.removeprefix("ioc:").partition("/")[0]
@@ -101,86 +119,88 @@ def _named(table: Table, name: str, items: Sequence[str], *, allowed: bool) -> C
             return True
         return any(pool == area or pool.startswith(f"{area}/") for area in areas)
 
+    accepted = table.kinds.pools.test(covered)
+
     def keeps(rows: Rows) -> Mask:
-        mask: Mask = table.pools.test(covered)[table["pool"][rows]]
+        kinds = table.kinds_of(rows) if hosts else rows
+        mask: Mask = accepted[table.kinds["pool"][kinds]]
         if hosts:
-            mask |= np.fromiter((table.cids[row] in hosts for row in rows), np.bool_, len(rows))
+            mask |= np.isin(table["tie"][rows], np.array(hosts, np.uint64))
         return mask if allowed else ~mask
 
     what = ", ".join(items)[:120]
-    return Condition(name, keeps, _text(table, f"is {'outside of' if allowed else 'within'} {what}"))
+    return Condition(name, keeps, _text(f"is {'outside of' if allowed else 'within'} {what}"))
 
 
 # -- what it is
 
 
 def _words(demand: Demand, table: Table) -> Iterator[Condition]:
+    kinds = table.kinds
     runtimes, services = frozenset(demand.runtimes), frozenset(demand.constraints.services)
     architectures = frozenset(demand.constraints.architectures)
     if runtimes:
+        lacking = np.array([-len(runtimes - set(value or ())) for value in kinds.runtimes.values], np.int64)
         yield Condition(
             "runtimes",
-            lambda rows: table.runtimes.test(lambda value: runtimes <= set(value))[table["runtimes"][rows]],
-            lambda rows: _runtimes_miss(table, rows, runtimes),
+            lambda rows: lacking[kinds["runtimes"][rows]] == 0,
+            lambda kind: (
+                f"has {', '.join(kinds.runtimes.values[kinds['runtimes'][kind]] or ()) or 'none'},"
+                f" not {', '.join(sorted(runtimes))}"
+            ),
+            lambda rows: lacking[kinds["runtimes"][rows]],
         )
     if architectures:
+        known = kinds.architectures.test(lambda value: value in architectures)
         yield Condition(
             "architecture",
-            lambda rows: table.architectures.test(lambda value: value in architectures)[
-                table["architecture"][rows]
-            ],
-            lambda rows: _architecture_miss(table, rows, architectures),
+            lambda rows: known[kinds["architecture"][rows]],
+            lambda kind: (
+                f"has {kinds.architectures.values[kinds['architecture'][kind]]},"
+                f" not {' or '.join(sorted(architectures))}"
+            ),
         )
     if services:
+        there = kinds.services.test(lambda value: services <= set(value))
         yield Condition(
             "services",
-            lambda rows: table.services.test(lambda value: services <= set(value))[table["services"][rows]],
-            _text(table, f"lacks one of {', '.join(sorted(services))}"),
+            lambda rows: there[kinds["services"][rows]],
+            _text(f"lacks one of {', '.join(sorted(services))}"),
         )
-
-
-def _runtimes_miss(table: Table, rows: Rows, wanted: frozenset[str]) -> str:
-    lacking = np.array([-len(wanted - set(value)) for value in table.runtimes.values], np.int64)
-    row = _closest(table, rows, lacking[table["runtimes"][rows]])
-    there = ", ".join(table.runtimes.values[table["runtimes"][row]]) or "none"
-    return f"{table.cids[row]} has {there}, not {', '.join(sorted(wanted))}"
-
-
-def _architecture_miss(table: Table, rows: Rows, wanted: frozenset[str]) -> str:
-    row = _closest(table, rows, None)
-    there = table.architectures.values[table["architecture"][row]]
-    return f"{table.cids[row]} has {there}, not {' or '.join(sorted(wanted))}"
 
 
 # -- how much
 
 
-def _at_least(table: Table, name: str, column: str, least: int, unit: int, words: str) -> Condition:
-    def miss(rows: Rows) -> str:
-        amounts = table[column][rows]
-        row = _closest(table, rows, amounts)
-        return (
-            f"{table.cids[row]} has {int(table[column][row]) / unit:.12g} of the {least / unit:.12g} {words}"
-        )
+def _at_least(
+    columns: dict[str, npt.NDArray[np.int64]], name: str, column: str, least: int, unit: int, words: str
+) -> Condition:
+    return Condition(
+        name,
+        lambda rows: columns[column][rows] >= least,
+        lambda row: f"has {int(columns[column][row]) / unit:.12g} of the {least / unit:.12g} {words}",
+        lambda rows: columns[column][rows],
+    )
 
-    return Condition(name, lambda rows: table[column][rows] >= least, miss)
 
-
-def core_hour_now(table: Table, rows: Rows) -> npt.NDArray[np.int64]:
+def core_hour_now(table: Table, rows: Rows) -> Amounts:
     """Price of a core-hour: the status row's where it names one, else the record's."""
     now = table["price_now"][rows]
-    chosen: npt.NDArray[np.int64] = np.where(now > 0, now, table["core_hour"][rows])
+    chosen: Amounts = np.where(now > 0, now, table.kinds["core_hour"][table.kinds_of(rows)])
     return chosen
 
 
 def _price(most: int, table: Table) -> Condition:
-    def miss(rows: Rows) -> str:
-        prices = core_hour_now(table, rows)
-        row = _closest(table, rows, -prices)
+    def words(row: int) -> str:
         price = int(core_hour_now(table, np.array([row]))[0])
-        return f"{table.cids[row]} costs {format_micro(price)} per core-hour, at most {format_micro(most)} is paid"
+        return f"costs {format_micro(price)} per core-hour, at most {format_micro(most)} is paid"
 
-    return Condition("price", lambda rows: core_hour_now(table, rows) <= most, miss)
+    return Condition(
+        "price",
+        lambda rows: core_hour_now(table, rows) <= most,
+        words,
+        lambda rows: -core_hour_now(table, rows),
+    )
 
 
 class AcceleratorFit:
@@ -192,45 +212,47 @@ class AcceleratorFit:
     def __init__(self, table: Table, wanted: tuple[AcceleratorDemand, ...]) -> None:
         self._table = table
         self._wanted = wanted
+        shapes = [shape or () for shape in table.kinds.shapes.values]
         self._groups = {
             number: groups
-            for number, shape in enumerate(table.shapes.values)
+            for number, shape in enumerate(shapes)
             if all(
                 groups := [[g for g, there in enumerate(shape) if _serves(there, item)] for item in wanted]
             )
         }
+        self._most = np.array([_most(shape, wanted[0]) for shape in shapes], np.int64)
 
-    def ever(self, rows: Rows) -> Mask:
-        return self._fits(rows, now=False)
+    def ever(self, kinds: Rows) -> Mask:
+        """Which kinds have them at all."""
+        return self._fits(self._table.kinds["shape"][kinds], None)
 
     def now(self, rows: Rows) -> Mask:
-        return self._fits(rows, now=True)
-
-    def miss(self, rows: Rows) -> str:
-        """The row that has most of the first item's kind."""
-        item = self._wanted[0]
-        most = [_most(shape, item) for shape in self._table.shapes.values]
-        counts = np.array(most, np.int64)[self._table["shape"][rows]]
-        row = _closest(self._table, rows, counts)
-        there = most[self._table["shape"][row]]
-        kind = " or ".join(item.models) or item.type
-        return f"{self._table.cids[row]} has {there} of the {item.count_milli / 1000:g} {kind} accelerators"
-
-    def _fits(self, rows: Rows, *, now: bool) -> Mask:
+        """Which rows have them free."""
         table = self._table
-        fits: Mask = np.zeros(len(rows), np.bool_)
-        shapes = table["shape"][rows]
-        for number in np.unique(shapes):
-            groups = self._groups.get(int(number))
+        return self._fits(table.kinds["shape"][table.kinds_of(rows)], table.free_accelerators[rows])
+
+    def amounts(self, kinds: Rows) -> Amounts:
+        """How many of the first item's kind there are."""
+        found: Amounts = self._most[self._table.kinds["shape"][kinds]]
+        return found
+
+    def miss(self, kind: int) -> str:
+        item = self._wanted[0]
+        there = self._most[self._table.kinds["shape"][kind]]
+        words = " or ".join(item.models) or item.type
+        return f"has {there} of the {item.count_milli / 1000:g} {words} accelerators"
+
+    def _fits(self, shapes: npt.NDArray[np.int32], free: npt.NDArray[np.int32] | None) -> Mask:
+        fits: Mask = np.zeros(len(shapes), np.bool_)
+        for number in np.unique(shapes).tolist():
+            groups = self._groups.get(number)
             if groups is None:
                 continue
             chosen = np.flatnonzero(shapes == number)
             total = np.zeros(GROUPS_MAX, np.int64)
-            shape = table.shapes.values[number]
+            shape = self._table.kinds.shapes.values[number] or ()
             total[: len(shape)] = [min(there.count, 1 << 30) * 1000 for there in shape]
-            left = np.tile(total, (len(chosen), 1))
-            if now:
-                left = np.minimum(left, table.free_accelerators[rows[chosen]])
+            left = np.tile(total, (len(chosen), 1)) if free is None else np.minimum(total, free[chosen])
             fits[chosen] = self._take(left, groups)
         return fits
 
@@ -261,16 +283,5 @@ def _most(shape: tuple[Accelerator, ...], item: AcceleratorDemand) -> int:
     return max((there.count for there in shape if _serves(there, item)), default=0)
 
 
-# -- the nearest miss
-
-
-def _closest(table: Table, rows: Rows, amounts: npt.NDArray[np.int64] | Sequence[int] | None) -> int:
-    """The row with the largest amount; of several the one whose identifier has the smallest hash, on every node."""
-    if amounts is not None:
-        values = np.asarray(amounts)
-        rows = rows[values == values.max()]
-    return int(rows[np.argmin(table["tie"][rows])])
-
-
-def _text(table: Table, words: str) -> Callable[[Rows], str]:
-    return lambda rows: f"{table.cids[_closest(table, rows, None)]} {words}"
+def _text(words: str) -> Callable[[int], str]:
+    return lambda row: words

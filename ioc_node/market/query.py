@@ -2,60 +2,82 @@
 
 The answer depends on the catalogue and the time alone: two core nodes that hold the same heads and status answer the
 same demand with the same bytes. Only hosts (records of type `node`) with an address are offered; aggregates are not.
+
+Nothing here takes long at once: a query and a patch are generators of steps (`ioc_node.core.steps`). A query first
+decides which kinds of row can serve, then goes through the rows block by block. Where rows came into sight meanwhile
+it begins again, a few times at most.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Final
 
-import numpy as np
 import structlog
 
 from ioc_node.core.catalogue import Catalogue
 from ioc_node.core.replica import Replica
+from ioc_node.core.steps import run_through
 from ioc_node.errors import UsageError
-from ioc_node.market.columns import Rows, Table
-from ioc_node.market.conditions import REASON_CHARS_MAX, conditions_of, core_hour_now
+from ioc_node.market.columns import Table
 from ioc_node.market.policies import Context, load_policy
-from ioc_node.market.pricing import accelerators_milli, cores_milli, estimate_micro, prices_of
+from ioc_node.market.pricing import estimate_micro, prices_of
+from ioc_node.market.scan import Scan
 from ioc_wire import limits
 from ioc_wire.codec import decode
 from ioc_wire.errors import NotFound, WireError
-from ioc_wire.market import Contact, Demand, Offer, OffersFound, Removal
-from ioc_wire.records import ResourceRecord
+from ioc_wire.market import Contact, Demand, Offer, OffersFound
+from ioc_wire.records import ResourceRecord, decode_entry
 
 log = structlog.get_logger()
 
 CANDIDATES_MIN: Final = 64
 """So many rows at least, the cheapest, are given to the policy."""
+STEP_RECORDS: Final = 64
+SCANS_MAX: Final = 3
+UNSETTLED: Final = bytes(32)
+"""The digest of an answer from a table that is behind its catalogue."""
 
 
 class QueryEngine:
-    """Answers demands from columns over `catalogue`. Tell it of every change with `patch` and `patch_status`."""
+    """Answers demands from columns over `catalogue`. Tell it of every change with `patch` (or `patching`) and
+    `patch_status`.
+    """
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self._table = Table()
+        self._behind = 0
         for provider in catalogue.providers():
             self.patch(provider, None)
 
     @property
     def rows(self) -> int:
         """Hosts that could be offered if their status allows it."""
-        return len(self._table.living())
+        return self._table.living
 
     # -- following the catalogue
 
     def patch(self, provider: bytes, slots: Sequence[int] | None) -> None:
         """Identifiers of `provider` in `slots` came, changed or went (None: any of them)."""
-        replica = self._catalogue.replica(provider)
-        self._table.remove(provider, slots)
-        if replica is None:
-            return
-        chosen = (
-            replica.living_slots() if slots is None else [slot for slot in slots if replica.is_alive(slot)]
-        )
-        records = [found for slot in chosen if (found := _host(self._catalogue, replica, slot)) is not None]
-        self._table.put(provider, records)
+        run_through(self.patching(provider, slots))
+
+    def patching(self, provider: bytes, slots: Sequence[int] | None) -> Generator[None, None, None]:
+        """`patch` in steps; the rows come into sight together, with the last. One at a time."""
+        staged: list[int] = []
+        swapped = False
+        try:
+            replica = self._catalogue.replica(provider)
+            if replica is not None:
+                chosen = replica.living_slots() if slots is None else slots
+                for start in range(0, len(chosen), STEP_RECORDS):
+                    yield
+                    part = [slot for slot in chosen[start : start + STEP_RECORDS] if replica.is_alive(slot)]
+                    staged += self._table.stage(provider, self._hosts(replica, part))
+            self._table.swap(provider, slots, staged)
+            swapped = True
+            yield
+        finally:
+            if not swapped:
+                self._table.unstage(staged)
         self.patch_status(provider)
 
     def patch_status(self, provider: bytes) -> None:
@@ -63,60 +85,62 @@ class QueryEngine:
         replica = self._catalogue.replica(provider)
         self._table.set_status(provider, replica.status if replica is not None else None)
 
+    def _hosts(self, replica: Replica, slots: Sequence[int]) -> list[tuple[int, ResourceRecord, bool]]:
+        found = []
+        for data in self._catalogue.entries(replica.provider, slots):
+            entry = decode_entry(data)
+            if entry.record is None:
+                continue
+            try:
+                record = decode(entry.record.payload, ResourceRecord)
+            except WireError as error:
+                log.info("record_unreadable", slot=entry.slot, error=str(error))
+                continue
+            if record.type == "node":
+                found.append((entry.slot, record, _contact(replica, record) is not None))
+        return found
+
     # -- answering
 
     def find(self, demand: Demand, policy: str, limit: int, *, unix: float) -> OffersFound:
-        """Ranked offers, at most `limit`, and per condition how many rows it removed. Raises `NotFound` for a
-        policy that is not installed here.
+        """`finding` without a pause."""
+        return run_through(self.finding(demand, policy, limit, unix=unix))
+
+    def finding(
+        self, demand: Demand, policy: str, limit: int, *, unix: float, settled: bool = True
+    ) -> Generator[None, None, OffersFound]:
+        """Ranked offers, at most `limit`, and per condition how many rows it removed. The digest is UNSETTLED where the
+        table is not `settled`. Raises `NotFound` for a policy that is not installed here.
         """
         try:
             rank = load_policy(policy)
         except UsageError as error:
             raise NotFound(str(error)) from None
-        rows = self._table.living()
-        considered = len(rows)
-        removals: list[Removal] = []
-        for condition in conditions_of(demand, self._table, unix=unix):
-            if not len(rows):
+        scan, table = Scan(demand, self._table, unix=unix, count=max(CANDIDATES_MIN, 2 * limit)), self._table
+        for _ in range(SCANS_MAX - 1):
+            if (yield from scan.run()):
                 break
-            kept = condition.keeps(rows)
-            removed = rows[~kept]
-            if len(removed):
-                nearest = condition.miss(removed)[:REASON_CHARS_MAX]
-                removals.append(Removal(condition.name, len(removed), nearest))
-                rows = rows[kept]
-        rows = self._cheapest(rows, demand, max(CANDIDATES_MIN, 2 * limit))
+            scan = Scan(demand, table, unix=unix, count=scan.count)
+        else:
+            run_through(scan.run())
+        rows = scan.cheapest()
         offers = [offer for row in rows if (offer := self._offer(int(row), demand)) is not None]
         ranked = rank(offers, Context(demand))[: min(limit, limits.OFFERS_MAX)]
-        return OffersFound(tuple(ranked), considered, tuple(removals), self._catalogue.digest())
+        removals = scan.removals(self._name_of)
+        digest = self._catalogue.digest() if settled else UNSETTLED
+        return OffersFound(tuple(ranked), scan.considered, removals, digest)
 
-    def _cheapest(self, rows: Rows, demand: Demand, count: int) -> Rows:
-        """The `count` rows with the lowest estimate; among equals those with the smallest hash of their name.
-
-        In floating point, which is enough to choose candidates; their prices are then computed exactly.
-        """
-        if len(rows) <= count:
-            return rows
-        table = self._table
-        per_hour = (
-            core_hour_now(table, rows) * (cores_milli(demand) / 1000)
-            + table["accelerator_hour"][rows] * (accelerators_milli(demand) / 1000)
-            + table["gib_hour"][rows] * (demand.resources.memory_mib / 1024)
-        )
-        estimates = per_hour * (demand.wall_seconds / 3600) + table["task_price"][rows]
-        edge = np.partition(estimates, count - 1)[count - 1]
-        below = rows[estimates < edge]
-        level = rows[estimates == edge]
-        ties = table["tie"][level]
-        missing = count - len(below)
-        if len(level) > missing:
-            level = level[np.argpartition(ties, missing - 1)[:missing]]
-        return np.concatenate([below, level])
+    def _name_of(self, row: int) -> str:
+        provider, slot = self._table.owner_of(row)
+        return next((decode_entry(data).cid for data in self._catalogue.entries(provider, [slot])), "a host")
 
     def _offer(self, row: int, demand: Demand) -> Offer | None:
-        provider, slot = self._table.owners[row]
+        provider, slot = self._table.owner_of(row)
         replica = self._catalogue.replica(provider)
         if replica is None or replica.status is None or replica.held is None:
+            return None
+        number = int(self._table["status_row"][row])
+        if number >= len(replica.status.batch.rows):
             return None
         signed = self._catalogue.record(provider, slot)
         if signed is None:
@@ -125,23 +149,9 @@ class QueryEngine:
         contact = _contact(replica, record)
         if contact is None:
             return None
-        status = replica.status.batch.rows[int(self._table["status_row"][row])]
+        status = replica.status.batch.rows[number]
         price = estimate_micro(prices_of(record.prices), status.price_micro, demand)
         return Offer(signed, contact, status, min(price, (1 << 63) - 1))
-
-
-def _host(catalogue: Catalogue, replica: Replica, slot: int) -> tuple[int, ResourceRecord, bool] | None:
-    try:
-        signed = catalogue.record(replica.provider, slot)
-        if signed is None:
-            return None
-        record = decode(signed.payload, ResourceRecord)
-    except WireError as error:
-        log.info("record_unreadable", slot=slot, error=str(error))
-        return None
-    if record.type != "node":
-        return None
-    return slot, record, _contact(replica, record) is not None
 
 
 def _contact(replica: Replica, record: ResourceRecord) -> Contact | None:
