@@ -1,16 +1,16 @@
 """The query's table: one row per host record, one NumPy array per column, patched as gossip arrives.
 
-What does not change between two records of a host, and is mostly the same for a whole rack, is its *kind* (place,
-shape, sizes, prices): the row holds its number, and a condition on it is decided once per kind instead of once per
-row. A condition reads `table.kinds["memory"][kinds]` or `table["free_memory"][rows]`; `table.kinds_of(rows)` leads
-from one to the other. Numbers are counted, so that what no row refers to any more is freed.
+What is the same for a whole rack is interned: a row holds the number of its *kind* (place, accelerators) and of its
+*traits* (runtimes, services, architecture), and a condition on them is decided once per number instead of once per
+row. A condition reads `table.kinds["shape"][kinds]` or `table["memory"][rows]`; `table.kinds_of(rows)` leads from one
+to the other. Uses are counted, so that what no row refers to any more is freed.
 
 Rows come into sight together: they are staged, a few at a time, and swapped for their predecessors at once.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,19 @@ Mask = npt.NDArray[np.bool_]
 V = TypeVar("V")
 
 _KIND: Final[dict[str, Any]] = {
+    "reachable": np.bool_,
+    "class": np.int32,
+    "city": np.int32,
+    "pool": np.int32,
+    "shape": np.int32,
+}
+_ROW: Final[dict[str, Any]] = {
+    "kind": np.int32,
+    "traits": np.int32,
+    "owner": np.int32,
+    "slot": np.int32,
+    "tie": np.uint64,
+    "expires": np.int64,
     "cores": np.int64,
     "memory": np.int64,
     "disk": np.int64,
@@ -39,19 +52,6 @@ _KIND: Final[dict[str, Any]] = {
     "accelerator_hour": np.int64,
     "gib_hour": np.int64,
     "task_price": np.int64,
-    "reachable": np.bool_,
-    "pool": np.int32,
-    "runtimes": np.int32,
-    "services": np.int32,
-    "architecture": np.int32,
-    "shape": np.int32,
-}
-_ROW: Final[dict[str, Any]] = {
-    "kind": np.int32,
-    "owner": np.int32,
-    "slot": np.int32,
-    "tie": np.uint64,
-    "expires": np.int64,
     "fresh_until": np.float64,
     "free_cores": np.int64,
     "free_memory": np.int64,
@@ -59,7 +59,6 @@ _ROW: Final[dict[str, Any]] = {
     "price_now": np.int64,
     "status_row": np.int32,
 }
-_WORDS: Final = ("pool", "runtimes", "services", "architecture", "shape")
 
 
 def tie_of(cid: str) -> int:
@@ -120,12 +119,11 @@ class Kinds:
         self.count: npt.NDArray[np.int64] = np.zeros(16, np.int64)
         self.first: npt.NDArray[np.int64] = np.full(16, -1, np.int64)
         """The row in sight with the smallest tie; -1 where it has to be looked for."""
+        self.classes: Interned[str] = Interned()
+        self.cities: Interned[str] = Interned()
         self.pools: Interned[str] = Interned()
-        self.runtimes: Interned[tuple[str, ...]] = Interned()
-        self.services: Interned[tuple[str, ...]] = Interned()
-        self.architectures: Interned[str] = Interned()
         self.shapes: Interned[tuple[Accelerator, ...]] = Interned()
-        self._known: Interned[tuple[Any, ...]] = Interned()
+        self._known: Interned[tuple[bool, str, tuple[Accelerator, ...]]] = Interned()
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self.columns[name]
@@ -136,43 +134,50 @@ class Kinds:
 
     def take(self, record: ResourceRecord, reachable: bool) -> int:
         """The number of a record's kind, referred to once more."""
-        words = ("/".join(record.cid.split("/")[:4]), record.runtimes, record.services)
-        key = (
-            _bounded(record.cpu.cores) * 1000,
-            _bounded(record.memory_mib),
-            _bounded(record.storage_mib),
-            _bounded(record.task_seconds_max),
-            *(_bounded(price) for price in prices_of(record.prices)),
-            reachable,
-            *words,
-            record.cpu.architecture,
-            record.accelerators,
-        )
+        key = (reachable, "/".join(record.cid.split("/")[:4]), record.accelerators)
         before = len(self._known)
         number = self._known.take(key)
         if len(self._known) > before:
             self._enter(number, key)
         return number
 
-    def _enter(self, number: int, key: tuple[Any, ...]) -> None:
+    def _enter(self, number: int, key: tuple[bool, str, tuple[Accelerator, ...]]) -> None:
         if number >= len(self.count):
             self.count = _longer(self.count, number + 1)
             self.first = _longer(self.first, number + 1)
             for name, column in self.columns.items():
                 self.columns[name] = _longer(column, number + 1)
         self.count[number], self.first[number] = 0, -1
-        interned = dict(zip(_WORDS, self._words(), strict=True))
-        for name, value in zip(_KIND, key, strict=True):
-            self.columns[name][number] = interned[name].take(value) if name in interned else value
+        reachable, pool, shape = key
+        self.columns["reachable"][number] = reachable
+        _, resource_class, city, *_ = pool.split("/")
+        values = (resource_class, city, pool, shape)
+        for (name, interned), value in zip(self._words(), values, strict=True):
+            self.columns[name][number] = interned.take(value)
 
-    def release(self, number: int, times: int) -> None:
-        """Refer to a kind less often."""
-        if self._known.release(number, times):
-            for name, interned in zip(_WORDS, self._words(), strict=True):
-                interned.release(int(self.columns[name][number]))
+    def release(self, number: int, times: int = 1) -> bool:
+        """Refer to a kind less often; whether it became free."""
+        if not self._known.release(number, times):
+            return False
+        for name, interned in self._words():
+            interned.release(int(self.columns[name][number]))
+        return True
 
-    def _words(self) -> tuple[Interned[Any], ...]:
-        return self.pools, self.runtimes, self.services, self.architectures, self.shapes
+    def _words(self) -> tuple[tuple[str, Interned[Any]], ...]:
+        return (
+            ("class", self.classes),
+            ("city", self.cities),
+            ("pool", self.pools),
+            ("shape", self.shapes),
+        )
+
+
+class Traits(NamedTuple):
+    """What software and processor a host offers."""
+
+    runtimes: tuple[str, ...]
+    services: tuple[str, ...]
+    architecture: str
 
 
 class Table:
@@ -184,6 +189,7 @@ class Table:
         self.columns: dict[str, npt.NDArray[Any]] = {name: np.zeros(64, kind) for name, kind in _ROW.items()}
         self.free_accelerators: npt.NDArray[np.int32] = np.zeros((64, GROUPS_MAX), np.int32)
         self.owners: Interned[bytes] = Interned()
+        self.traits: Interned[Traits] = Interned()
         self.version = 0
         """Grows when rows come into sight or go out of it."""
         self._used = 0
@@ -224,10 +230,16 @@ class Table:
             self._grow(self._used)
             values = (
                 self.kinds.take(record, reachable),
+                self.traits.take(Traits(record.runtimes, record.services, record.cpu.architecture)),
                 self.owners.take(provider),
                 slot,
                 tie_of(record.cid),
                 _bounded(record.expires),
+                _bounded(record.cpu.cores) * 1000,
+                _bounded(record.memory_mib),
+                _bounded(record.storage_mib),
+                _bounded(record.task_seconds_max),
+                *map(_bounded, prices_of(record.prices)),
                 0.0,
             )
             for name, value in zip(_ROW, values, strict=False):
@@ -297,7 +309,12 @@ class Table:
 
     def _release(self, rows: Rows) -> None:
         self.columns["fresh_until"][rows] = 0
-        for name, interned in (("kind", self.kinds), ("owner", self.owners)):
+        uses: tuple[tuple[str, Kinds | Interned[Any]], ...] = (
+            ("kind", self.kinds),
+            ("traits", self.traits),
+            ("owner", self.owners),
+        )
+        for name, interned in uses:
             numbers, times = np.unique(self.columns[name][rows], return_counts=True)
             for number, used in zip(numbers.tolist(), times.tolist(), strict=True):
                 interned.release(number, used)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ioc_node.market.columns import GROUPS_MAX, Mask, Rows, Table, tie_of
+from ioc_node.market.columns import GROUPS_MAX, Mask, Rows, Table, Traits, tie_of
 from ioc_node.market.pricing import cores_milli, format_micro
 from ioc_wire.cid import prefix_covers
 from ioc_wire.market import Demand
@@ -37,29 +37,26 @@ def kind_conditions(demand: Demand, table: Table) -> Iterator[Condition]:
     kinds = table.kinds
     yield Condition("address", lambda rows: kinds["reachable"][rows], _text("has no address"))
     yield from _places(demand, table)
-    yield from _words(demand, table)
     if demand.resources.accelerators:
         fits = AcceleratorFit(table, demand.resources.accelerators)
         yield Condition("accelerators", fits.ever, fits.miss, fits.amounts)
-    resources = demand.resources
-    yield _at_least(kinds.columns, "cores", "cores", cores_milli(demand), 1000, "cores")
-    yield _at_least(kinds.columns, "memory", "memory", resources.memory_mib, 1, "MiB of memory")
-    yield _at_least(kinds.columns, "disk", "disk", resources.disk_mib, 1, "MiB of disk")
-    yield _at_least(
-        kinds.columns, "duration", "seconds", demand.wall_seconds, 1, "seconds that a task may run"
-    )
 
 
 def row_conditions(demand: Demand, table: Table, *, unix: float) -> Iterator[Condition]:
-    """Conditions on single rows: which host it is, and how it is now."""
-    limits, resources = demand.constraints, demand.resources
-    yield Condition(
-        "record", lambda rows: table["expires"][rows] > unix, _text("has a record that has expired")
-    )
+    """Conditions on single rows: what a host can ever give, then what it can give now."""
+    yield from _words(demand, table)
+    limits, resources, columns = demand.constraints, demand.resources, table.columns
+    yield _at_least(columns, "cores", "cores", cores_milli(demand), 1000, "cores")
+    yield _at_least(columns, "memory", "memory", resources.memory_mib, 1, "MiB of memory")
+    yield _at_least(columns, "disk", "disk", resources.disk_mib, 1, "MiB of disk")
+    yield _at_least(columns, "duration", "seconds", demand.wall_seconds, 1, "seconds that a task may run")
     if any(map(_is_host, limits.allow)):
         yield _named(table, "allow", limits.allow, allowed=True)
     if any(map(_is_host, limits.deny)):
         yield _named(table, "deny", limits.deny, allowed=False)
+    yield Condition(
+        "record", lambda rows: table["expires"][rows] > unix, _text("has a record that has expired")
+    )
     yield Condition(
         "status", lambda rows: table["fresh_until"][rows] > unix, _text("has not told its status of late")
     )
@@ -68,9 +65,8 @@ def row_conditions(demand: Demand, table: Table, *, unix: float) -> Iterator[Con
     if resources.accelerators:
         fits = AcceleratorFit(table, resources.accelerators)
         yield Condition("free accelerators", fits.now, _text("has them, but not free now"))
-    free = table.columns
-    yield _at_least(free, "free cores", "free_cores", cores_milli(demand), 1000, "cores free")
-    yield _at_least(free, "free memory", "free_memory", resources.memory_mib, 1, "MiB of memory free")
+    yield _at_least(columns, "free cores", "free_cores", cores_milli(demand), 1000, "cores free")
+    yield _at_least(columns, "free memory", "free_memory", resources.memory_mib, 1, "MiB of memory free")
 
 
 # -- where
@@ -79,26 +75,24 @@ def row_conditions(demand: Demand, table: Table, *, unix: float) -> Iterator[Con
 def _places(demand: Demand, table: Table) -> Iterator[Condition]:
     limits = demand.constraints
     if limits.resource_class:
-        yield _pool(
-            table,
+        classes = table.kinds.classes.test(lambda value: value == limits.resource_class)
+        yield Condition(
             "class",
-            lambda pool: pool.split("/")[1] == limits.resource_class,
-            f"not {limits.resource_class}",
+            lambda rows: classes[table.kinds["class"][rows]],
+            _text(f"is not {limits.resource_class}"),
         )
     if limits.allow and not any(map(_is_host, limits.allow)):
         yield _named(table, "allow", limits.allow, allowed=True)
     if limits.deny and not any(map(_is_host, limits.deny)):
         yield _named(table, "deny", limits.deny, allowed=False)
     if limits.cities:
-        cities = frozenset(limits.cities)
-        yield _pool(
-            table, "city", lambda pool: pool.split("/")[2] in cities, f"not in {', '.join(limits.cities)}"
+        wanted = frozenset(limits.cities)
+        cities = table.kinds.cities.test(lambda value: value in wanted)
+        yield Condition(
+            "city",
+            lambda rows: cities[table.kinds["city"][rows]],
+            _text(f"is not in {', '.join(limits.cities)}"),
         )
-
-
-def _pool(table: Table, name: str, accepts: Callable[[str], bool], wrong: str) -> Condition:
-    accepted = table.kinds.pools.test(accepts)
-    return Condition(name, lambda rows: accepted[table.kinds["pool"][rows]], _text(f"is {wrong}"))
 
 
 def _is_host(item: str) -> bool:
@@ -136,35 +130,37 @@ def _named(table: Table, name: str, items: Sequence[str], *, allowed: bool) -> C
 
 
 def _words(demand: Demand, table: Table) -> Iterator[Condition]:
-    kinds = table.kinds
+    traits, column = table.traits, table.columns
     runtimes, services = frozenset(demand.runtimes), frozenset(demand.constraints.services)
     architectures = frozenset(demand.constraints.architectures)
+
+    def of(row: int) -> Traits:
+        found = traits.values[int(column["traits"][row])]
+        assert found is not None
+        return found
+
     if runtimes:
-        lacking = np.array([-len(runtimes - set(value or ())) for value in kinds.runtimes.values], np.int64)
+        lacking = np.array(
+            [-len(runtimes - set(one.runtimes)) if one else 0 for one in traits.values], np.int64
+        )
         yield Condition(
             "runtimes",
-            lambda rows: lacking[kinds["runtimes"][rows]] == 0,
-            lambda kind: (
-                f"has {', '.join(kinds.runtimes.values[kinds['runtimes'][kind]] or ()) or 'none'},"
-                f" not {', '.join(sorted(runtimes))}"
-            ),
-            lambda rows: lacking[kinds["runtimes"][rows]],
+            lambda rows: lacking[column["traits"][rows]] == 0,
+            lambda row: f"has {', '.join(of(row).runtimes) or 'none'}, not {', '.join(sorted(runtimes))}",
+            lambda rows: lacking[column["traits"][rows]],
         )
     if architectures:
-        known = kinds.architectures.test(lambda value: value in architectures)
+        known = traits.test(lambda one: one.architecture in architectures)
         yield Condition(
             "architecture",
-            lambda rows: known[kinds["architecture"][rows]],
-            lambda kind: (
-                f"has {kinds.architectures.values[kinds['architecture'][kind]]},"
-                f" not {' or '.join(sorted(architectures))}"
-            ),
+            lambda rows: known[column["traits"][rows]],
+            lambda row: f"has {of(row).architecture}, not {' or '.join(sorted(architectures))}",
         )
     if services:
-        there = kinds.services.test(lambda value: services <= set(value))
+        there = traits.test(lambda one: services <= set(one.services))
         yield Condition(
             "services",
-            lambda rows: there[kinds["services"][rows]],
+            lambda rows: there[column["traits"][rows]],
             _text(f"lacks one of {', '.join(sorted(services))}"),
         )
 
@@ -186,7 +182,7 @@ def _at_least(
 def core_hour_now(table: Table, rows: Rows) -> Amounts:
     """Price of a core-hour: the status row's where it names one, else the record's."""
     now = table["price_now"][rows]
-    chosen: Amounts = np.where(now > 0, now, table.kinds["core_hour"][table.kinds_of(rows)])
+    chosen: Amounts = np.where(now > 0, now, table["core_hour"][rows])
     return chosen
 
 
@@ -220,6 +216,12 @@ class AcceleratorFit:
                 groups := [[g for g, there in enumerate(shape) if _serves(there, item)] for item in wanted]
             )
         }
+        self._totals = np.zeros((len(shapes), GROUPS_MAX), np.int64)
+        self._serving = np.zeros((len(shapes), GROUPS_MAX), np.bool_)
+        for number, groups in self._groups.items():
+            there = [min(one.count, 1 << 30) * 1000 for one in shapes[number]]
+            self._totals[number, : len(there)] = there
+            self._serving[number, groups[0]] = True
         self._most = np.array([_most(shape, wanted[0]) for shape in shapes], np.int64)
 
     def ever(self, kinds: Rows) -> Mask:
@@ -243,17 +245,27 @@ class AcceleratorFit:
         return f"has {there} of the {item.count_milli / 1000:g} {words} accelerators"
 
     def _fits(self, shapes: npt.NDArray[np.int32], free: npt.NDArray[np.int32] | None) -> Mask:
+        if len(self._wanted) == 1:
+            return self._fits_one(shapes, free)
         fits: Mask = np.zeros(len(shapes), np.bool_)
-        for number in np.unique(shapes).tolist():
+        for number in np.flatnonzero(np.bincount(shapes)).tolist():
             groups = self._groups.get(number)
             if groups is None:
                 continue
             chosen = np.flatnonzero(shapes == number)
-            total = np.zeros(GROUPS_MAX, np.int64)
-            shape = self._table.kinds.shapes.values[number] or ()
-            total[: len(shape)] = [min(there.count, 1 << 30) * 1000 for there in shape]
+            total = self._totals[number]
             left = np.tile(total, (len(chosen), 1)) if free is None else np.minimum(total, free[chosen])
             fits[chosen] = self._take(left, groups)
+        return fits
+
+    def _fits_one(self, shapes: npt.NDArray[np.int32], free: npt.NDArray[np.int32] | None) -> Mask:
+        """One item: any group that serves it alone will do, and all rows are asked at once."""
+        least = self._wanted[0].count_milli
+        enough = (self._totals >= least) & self._serving
+        fits: Mask = np.zeros(len(shapes), np.bool_)
+        for group in np.flatnonzero(enough.any(axis=0)):
+            can = enough[:, group][shapes]
+            fits |= can if free is None else can & (free[:, group] >= least)
         return fits
 
     def _take(self, left: npt.NDArray[np.int64], groups: list[list[int]]) -> Mask:

@@ -62,14 +62,13 @@ class Scan:
         serving = self._sift_kinds()
         conditions = list(row_conditions(self._demand, self._table, unix=self._unix))
         found = [_Removed(condition, of_kind=False) for condition in conditions]
-        fixed = self._fixed_costs()
         if not self.considered:
             return True
         for start in range(0, len(self._table), BLOCK_ROWS):
             yield
             if self._table.version != self._version:
                 return False
-            self._look_at_block(start, serving, found, fixed)
+            self._look_at_block(start, serving, found)
         self._removed += found
         return True
 
@@ -102,7 +101,6 @@ class Scan:
         start: int,
         serving: npt.NDArray[np.bool_],
         found: list[_Removed],
-        fixed: npt.NDArray[np.float64],
     ) -> None:
         table = self._table
         end = min(start + BLOCK_ROWS, len(table))
@@ -119,7 +117,7 @@ class Scan:
                 most = int(amounts(removed).max()) if amounts is not None else 0
                 self._note_miss(outcome, _largest(outcome.condition, removed), most)
                 rows = rows[kept]
-        self._keep_cheapest(rows, fixed)
+        self._keep_cheapest(rows)
 
     def _note_miss(self, outcome: _Removed, rows: Rows, amount: int) -> None:
         ties = self._table["tie"][rows]
@@ -130,20 +128,23 @@ class Scan:
 
     # -- the cheapest
 
-    def _fixed_costs(self) -> npt.NDArray[np.float64]:
-        """What a kind costs by its record, but for its cores: in floating point, which is enough to choose
-        candidates; their prices are then computed exactly.
+    def _estimate(self, rows: Rows) -> npt.NDArray[np.float64]:
+        """What the demand costs: in floating point, which is enough to choose candidates; their prices are then
+        computed exactly.
         """
-        kinds, demand = self._table.kinds, self._demand
-        per_hour = kinds["accelerator_hour"] * (accelerators_milli(demand) / 1000) + kinds["gib_hour"] * (
-            demand.resources.memory_mib / 1024
+        table, demand = self._table, self._demand
+        per_hour = core_hour_now(table, rows) * (cores_milli(demand) / 1000)
+        if demand.resources.accelerators:
+            per_hour += table["accelerator_hour"][rows] * (accelerators_milli(demand) / 1000)
+        if demand.resources.memory_mib:
+            per_hour += table["gib_hour"][rows] * (demand.resources.memory_mib / 1024)
+        estimates: npt.NDArray[np.float64] = (
+            per_hour * (demand.wall_seconds / 3600) + table["task_price"][rows]
         )
-        costs: npt.NDArray[np.float64] = per_hour * (demand.wall_seconds / 3600) + kinds["task_price"]
-        return costs
+        return estimates
 
-    def _keep_cheapest(self, rows: Rows, fixed: npt.NDArray[np.float64]) -> None:
-        hours = cores_milli(self._demand) / 1000 * (self._demand.wall_seconds / 3600)
-        estimates = core_hour_now(self._table, rows) * hours + fixed[self._table.kinds_of(rows)]
+    def _keep_cheapest(self, rows: Rows) -> None:
+        estimates = self._estimate(rows)
         if len(self._best) >= self.count:
             edge = self._estimates.max()
             worth = estimates <= edge
