@@ -1,0 +1,133 @@
+"""The query's table: what is in sight, what is freed, and queries in steps."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ioc_node.core.steps import run_through
+from ioc_node.market import scan
+from ioc_node.market.query import QueryEngine
+from ioc_wire.market import Demand, OffersFound
+from ioc_wire.records import Accelerator
+from ioc_wire.tasks import AcceleratorDemand, Constraints, Resources
+from tests.market.query_cases import UNIX, Provider, make_catalogue, make_engine
+
+GPU = Accelerator("gpu", "v", "m", 4, 16384, "shared")
+
+
+def offered(found: OffersFound) -> list[int]:
+    return sorted(offer.status.slot for offer in found.offers)
+
+
+def test_what_no_row_refers_to_is_freed() -> None:
+    catalogue, provider = make_catalogue(), Provider("one")
+    engine = QueryEngine(catalogue)
+    for number in range(40):
+        cid = provider.put(f"gen/{number:04d}/az1/h{number}", runtimes=(f"r{number}",), accelerators=(GPU,))
+        engine.patch(provider.public, provider.publish(catalogue, unix=UNIX + 2 * number))
+        assert provider.own.withdraw(cid)
+        engine.patch(provider.public, provider.publish(catalogue, unix=UNIX + 2 * number + 1))
+    table = engine._table
+    assert engine.rows == 0
+    assert (len(table.kinds.pools), len(table.kinds.shapes), len(table.traits), len(table.owners)) == (0,) * 4
+    assert len(table) == 1
+    assert len(table.kinds) == 1
+
+
+def test_rows_of_a_change_come_into_sight_together() -> None:
+    catalogue, provider = make_catalogue(), Provider("one")
+    engine = QueryEngine(catalogue)
+    for number in range(200):
+        provider.put(f"gen/3301/az1/h{number}")
+    steps = engine.patching(provider.public, provider.publish(catalogue))
+    seen = {engine.rows for _ in steps}
+    assert seen == {0, 200}
+    again = engine.patching(provider.public, None)
+    next(again)
+    next(again)
+    again.close()
+    assert engine.rows == 200
+    assert len(engine._table) <= 400
+    run_through(engine.patching(provider.public, None))
+    assert len(engine._table) <= 400
+
+
+def test_an_answer_from_a_table_that_is_behind_has_no_digest() -> None:
+    engine = make_engine(Provider("one"))
+    demand = Demand(resources=Resources(cores=1))
+    assert run_through(engine.finding(demand, "cost", 8, unix=UNIX, settled=False)).digest == bytes(32)
+    assert engine.find(demand, "cost", 8, unix=UNIX).digest != bytes(32)
+
+
+def test_a_query_begins_again_when_rows_come_into_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "BLOCK_ROWS", 8)
+    catalogue, provider = make_catalogue(), Provider("one")
+    slots = {number: provider.put(f"gen/3301/az1/h{number}") for number in range(30)}
+    provider.publish(catalogue)
+    engine = QueryEngine(catalogue)
+    steps = engine.finding(Demand(resources=Resources(cores=1)), "cost", 64, unix=UNIX)
+    next(steps)
+    next(steps)
+    assert provider.own.withdraw(slots[0])
+    provider.rows.pop(0)
+    engine.patch(provider.public, provider.publish(catalogue, unix=UNIX + 1))
+    found = run_through(steps)
+    assert offered(found) == list(range(1, 30))
+    assert found.considered == 29
+
+
+HOSTS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "city": st.sampled_from(["3301", "3302"]),
+            "kind": st.sampled_from(["gen", "ai"]),
+            "runtimes": st.sampled_from([("process",), ("wasm",), ("process", "wasm")]),
+            "gpus": st.integers(0, 4),
+            "free": st.integers(0, 4000),
+            "free_milli": st.integers(0, 9000),
+        }
+    ),
+    min_size=1,
+    max_size=24,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(HOSTS, st.sampled_from(["", "gen", "ai"]), st.integers(0, 3000), st.integers(1, 8), st.booleans())
+def test_blocks_find_what_one_by_one_does(
+    hosts: list[dict[str, Any]], kind: str, gpu_milli: int, cores: int, wasm: bool
+) -> None:
+    provider = Provider("one")
+    for number, host in enumerate(hosts):
+        gpus = Accelerator("gpu", "v", "m", host["gpus"], 16384, "shared")
+        provider.put(
+            f"{host['kind']}/{host['city']}/az1/h{number}",
+            runtimes=host["runtimes"],
+            accelerators=(gpus,) if host["gpus"] else (),
+            free=(min(host["free"], host["gpus"] * 1000),) if host["gpus"] else (),
+            free_milli=host["free_milli"],
+        )
+    engine = make_engine(provider)
+    wanted = (AcceleratorDemand("gpu", count_milli=gpu_milli),) if gpu_milli else ()
+    demand = Demand(
+        resources=Resources(cores=cores, accelerators=wanted),
+        constraints=Constraints(resource_class=kind, cities=("3301",)),
+        runtimes=("wasm",) if wasm else (),
+    )
+    expected = [
+        number
+        for number, host in enumerate(hosts)
+        if kind in ("", host["kind"])
+        and host["city"] == "3301"
+        and (not wasm or "wasm" in host["runtimes"])
+        and (not gpu_milli or min(host["free"], host["gpus"] * 1000) >= gpu_milli)
+        and min(8000, host["free_milli"]) >= cores * 1000
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "BLOCK_ROWS", 5)
+        found = engine.find(demand, "cost", 64, unix=UNIX)
+    assert offered(found) == expected
+    assert found.considered == len(hosts)
+    assert sum(removal.removed for removal in found.removals) == len(hosts) - len(expected)

@@ -1,0 +1,120 @@
+"""A core node's catalogue on disk: crashes, a full disk, and readers that are slower than changes."""
+
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import trio
+
+from ioc_node.core.catalogue import Catalogue
+from ioc_node.core.steps import run_through
+from ioc_node.errors import StorageFull
+from ioc_node.runtime.catalogue_store import open_catalogue
+from ioc_node.runtime.entry_pages import send_held
+from ioc_node.runtime.store import Store
+from ioc_wire.codec import Message
+from ioc_wire.gossip import EntriesPage, HeadNews
+from tests.core.gossip_staple import Provider, certified
+from tests.core.staple import UNIX
+
+ROOT = Path(__file__).parents[2]
+KILLS = 4
+
+
+async def killed_after(path: Path, saves: int, chance: random.Random) -> int:
+    """Run the program until it has saved so often and a moment more, then kill it; how often it said it had saved."""
+    command = [sys.executable, "-m", "tests.runtime.crashing_core", str(path)]
+    process = await trio.lowlevel.open_process(command, cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    said = b""
+    try:
+        while said.count(b"\n") < saves:
+            more = await process.stdout.receive_some(4096)
+            assert more, "it ended by itself"
+            said += more
+        await trio.sleep(chance.random() * 0.05)
+    finally:
+        process.kill()
+        await process.wait()
+    while more := await process.stdout.receive_some(4096):
+        said += more
+    return int(said.split()[-1])
+
+
+async def test_a_killed_core_node_reopens_with_heads_that_fit_their_entries(tmp_path: Path) -> None:
+    chance = random.Random(7)
+    for kill in range(KILLS):
+        path = tmp_path / f"catalogue{kill}.db"
+        saved = await killed_after(path, 1 + 2 * kill, chance)
+        with open_catalogue(path) as shelf:
+            catalogue = Catalogue(certified(), book=shelf)
+            await shelf.load(catalogue, unix=UNIX + saved)
+            seqs = []
+            for provider in catalogue.providers():
+                replica = catalogue.replica(provider)
+                assert replica is not None
+                assert replica.held is not None
+                assert replica.base.tree.root == replica.held.head.root
+                entries = catalogue.entries(provider, range(replica.slots))
+                assert len(entries) == replica.slots
+                seqs.append(replica.held.head.seq)
+            assert len(seqs) == 2
+            assert seqs[0] == seqs[1]
+            assert seqs[0] >= UNIX + saved
+
+
+async def test_a_full_disk_loses_nothing_that_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alice = Provider("alice", 20001)
+    alice.put(*(f"h{n}" for n in range(300)))
+    news = alice.news()
+    with open_catalogue(tmp_path / "catalogue.db") as shelf:
+        catalogue = Catalogue(certified(), book=shelf)
+        catalogue.consider(news, unix=UNIX)
+        catalogue.apply(alice.public, news.head, alice.own.entries_after(0), unix=UNIX)
+        shelf._store.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(StorageFull):
+            await shelf.save({alice.public: [news]})
+        assert catalogue.find(alice.cid("h1")) is not None
+        shelf._store.execute("PRAGMA max_page_count = 100000")
+        await shelf.save({alice.public: [news]})
+    with Store(tmp_path / "catalogue.db") as store:
+        assert store.fetch("SELECT count(*) FROM entries") == [(300,)]
+
+
+async def test_a_slow_reader_gets_what_changed_meanwhile_as_well() -> None:
+    alice = Provider("alice", 20001)
+    alice.put(*(f"h{n}" for n in range(1200)))
+    source, target = Catalogue(certified()), Catalogue(certified())
+
+    def bring(unix: int, after: int) -> HeadNews:
+        news = alice.news(unix)
+        source.consider(news, unix=unix)
+        source.apply(alice.public, news.head, alice.own.entries_after(after), unix=unix)
+        return news
+
+    target.consider(bring(UNIX, 0), unix=UNIX)
+    intake = target.begin(alice.public)
+    pages: list[EntriesPage] = []
+
+    async def send(page: Message) -> None:
+        assert isinstance(page, EntriesPage)
+        pages.append(page)
+        entries: Sequence[bytes] = page.entries
+        run_through(intake.add(entries))
+        await trio.lowlevel.checkpoint()
+        if len(pages) in (1, 3):
+            alice.own.withdraw(alice.cid(f"h{len(pages)}"))
+            alice.put(f"new{len(pages)}")
+            bring(UNIX + len(pages), UNIX + len(pages) - (1 if len(pages) == 1 else 2))
+
+    await send_held(source, alice.public, 0, send)
+    assert [page.last for page in pages] == [False] * (len(pages) - 1) + [True]
+    closed = run_through(target.close(intake, pages[-1].head, unix=UNIX + 3))
+    target.commit(intake, closed)
+    assert target.digest() == source.digest()
+    assert target.records == source.records == 1200
+    assert target.find(alice.cid("h1")) is None
+    assert target.find(alice.cid("new3")) is not None
