@@ -147,10 +147,14 @@ class Catalogue:
     # -- heads
 
     def consider(self, news: HeadNews, *, unix: float) -> Standing:
-        """Verify a head and remember it if it is newer. Raises why it is refused."""
+        """Verify a head and remember it if it is newer. A chain that is left out is the one that came before. Raises
+        why it is refused.
+        """
         provider = news.head.key
         name = head_hash(news.head)
         replica = self._replicas.get(provider)
+        if not news.chain and replica is not None and replica.announced is not None:
+            news = HeadNews(news.head, replica.announced.news.chain, news.contact)
         if replica is not None and (replica.fork is not None or self._is_known(replica, news.head, name)):
             return Standing.KNOWN
         head, grant = self._check(news, unix)

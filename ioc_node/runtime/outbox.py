@@ -16,7 +16,7 @@ from ioc_node.core.gossip import pack_statuses
 from ioc_node.runtime.links import Link
 from ioc_wire import limits
 from ioc_wire.codec import Message
-from ioc_wire.gossip import HeadsAnnounced, StatusAnnounced
+from ioc_wire.gossip import HeadNews, HeadsAnnounced, StatusAnnounced
 from ioc_wire.signed import Signed
 
 GATHER_SECONDS: Final = 0.005
@@ -33,6 +33,9 @@ class _Untold:
     heads: dict[bytes, None] = field(default_factory=dict)
     statuses: dict[bytes, None] = field(default_factory=dict)
 
+    def __bool__(self) -> bool:
+        return bool(self.heads or self.statuses)
+
 
 class Outbox:
     """Of one core node. `link_of` gives the link to a peer, if there is one."""
@@ -42,6 +45,8 @@ class Outbox:
         self._link_of = link_of
         self._untold: dict[bytes, _Untold] = {}
         self._filled = trio.Event()
+        self._chains: dict[Link, dict[bytes, tuple[Signed, ...]]] = {}
+        """What each link's peer was told of whom: a chain is told once, and again when it is another."""
 
     def add(self, peer: bytes, message: Message) -> bool:
         """Note heads and status for `peer`; False, and nothing noted, for any other message."""
@@ -66,6 +71,8 @@ class Outbox:
             await self._filled.wait()
             await trio.sleep(GATHER_SECONDS)
             self._filled = trio.Event()
+            for link in [link for link in self._chains if link.closed.is_set()]:
+                del self._chains[link]
             for peer in list(self._untold):
                 await trio.lowlevel.checkpoint()
                 self._tell(peer)
@@ -77,21 +84,31 @@ class Outbox:
         untold, link = self._untold.pop(peer), self._link_of(peer)
         if link is None:
             return
-        for message, told in self._messages(untold):
+        chains = self._chains.setdefault(link, {})
+        for message, told in self._messages(untold, chains):
             if not link.notify_nowait(message):
                 break
+            if isinstance(message, HeadsAnnounced):
+                chains.update((one.head.key, one.chain) for one in message.news if one.chain)
             for provider in told:
                 (untold.heads if isinstance(message, HeadsAnnounced) else untold.statuses).pop(provider)
-        if (untold.heads or untold.statuses) and not link.closed.is_set():
+        if untold and not link.closed.is_set():
             self._untold[peer] = untold
 
-    def _messages(self, untold: _Untold) -> Iterator[tuple[Message, list[bytes]]]:
+    def _messages(
+        self, untold: _Untold, chains: dict[bytes, tuple[Signed, ...]]
+    ) -> Iterator[tuple[Message, list[bytes]]]:
         """What to tell, as it is now, and of which providers; heads first, for status needs one."""
         heads = list(untold.heads)
         for start in range(0, len(heads), _STEP // 2):
             told = heads[start : start + _STEP // 2]
             replicas = [self._catalogue.replica(provider) for provider in told]
-            news = tuple(one for replica in replicas if replica is not None for one in replica.news())
+            news = tuple(
+                HeadNews(one.head, (), one.contact) if chains.get(one.head.key) == one.chain else one
+                for replica in replicas
+                if replica is not None
+                for one in replica.news()
+            )
             if news:
                 yield HeadsAnnounced(news), told
             else:

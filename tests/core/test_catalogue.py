@@ -330,3 +330,19 @@ def test_a_catalogue_is_taken_up_again_or_not_at_all() -> None:
         catalogue.restore([news], entries, unix=UNIX + 8 * 3600)
     catalogue.restore([news], entries, unix=UNIX)
     assert catalogue.records == 2
+
+
+def test_a_chain_that_is_left_out_is_the_one_that_came_before() -> None:
+    alice, bob = Provider("alice", 20001), Provider("bob", 20002)
+    catalogue = Catalogue(certified())
+    alice.put("h1")
+    brought(catalogue, alice)
+    alice.put("h2")
+    news = alice.news(UNIX + 1)
+    assert catalogue.consider(HeadNews(news.head, (), None), unix=UNIX + 1) is Standing.LAGGING
+    catalogue.apply(alice.public, news.head, alice.own.entries_after(UNIX), unix=UNIX + 1)
+    replica = catalogue.replica(alice.public)
+    assert replica is not None
+    assert replica.news()[0].chain == alice.chain
+    with pytest.raises(BrokenChain):
+        catalogue.consider(HeadNews(bob.news().head, (), None), unix=UNIX)

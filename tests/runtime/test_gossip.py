@@ -129,7 +129,9 @@ async def test_only_a_provider_publishes_and_only_what_is_its_own() -> None:
         one.own.commit(unix=time.time())
         assert one.own.head is not None
         with pytest.raises(BrokenChain):
-            await link.request(PublishHead(HeadNews(one.own.head, (), None)))
+            await link.request(
+                PublishHead(HeadNews(one.own.head, delegated("two", "cn.r3301.20001", "provider"), None))
+            )
         news = HeadNews(one.own.head, delegated("one", "cn.r3301.20001", "provider"), None)
         assert (await link.request(PublishHead(news), Published)).seq == one.own.seq
         # what a provider says of others is not even looked at
