@@ -56,7 +56,8 @@ async def test_the_dht_answers_and_costs_core_nodes_nothing(make_home: MakeHome)
         await settled(nodes)
         found = await nodes.consumer.resolve(cid_of(nodes))
         assert (found.source, found.ending, found.hops) == ("dht", "stopped", 1)
-        assert [hop.round for hop in found.trace] == [1]
+        assert {hop.round for hop in found.trace} == {1}
+        assert "record" in {hop.answer for hop in found.trace}  # the other server may be asked, and not waited for
         assert found.record.key == nodes.provider.identity.public_key
         with pytest.raises(BadIdentifier):
             await nodes.consumer.resolve("ioc:nonsense")
@@ -106,7 +107,9 @@ async def test_a_withdrawn_identifier_is_said_to_be_by_all(make_home: MakeHome) 
         failed = await nodes.consumer.look_up(record.cid)
         assert isinstance(failed, api.Unresolved)
         assert failed.ending == "stopped"
-        assert [hop.answer for hop in failed.trace] == ["tombstone"]
+        answers = {hop.answer for hop in failed.trace}  # the other server may be asked, and not waited for
+        assert "tombstone" in answers
+        assert answers <= {"tombstone", "no answer yet"}
 
 
 async def test_the_core_node_knows_of_a_withdrawal_that_the_dht_lost(make_home: MakeHome) -> None:
