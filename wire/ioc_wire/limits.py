@@ -50,6 +50,8 @@ PROVIDERS_MAX: Final = 8192
 """Providers in one head vector."""
 NEWS_MAX: Final = 256
 """Heads, or status batches, in one message."""
+MEMBERS_MAX: Final = 4096
+"""Core nodes in one membership."""
 
 # -- blobs
 CHUNK_BYTES: Final = 1 << 20

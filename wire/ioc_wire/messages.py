@@ -6,7 +6,7 @@ newer peer learns at once that it is not understood.
 
 from typing import Final
 
-from ioc_wire import bulk, gossip, market, tasks
+from ioc_wire import bulk, gossip, market, membership, tasks
 from ioc_wire.links import UnionCodec
 
 Body = (
@@ -26,6 +26,12 @@ Body = (
     | gossip.CompareRevocations
     | gossip.RevocationsCompared
     | gossip.FetchRevocations
+    | membership.Probe
+    | membership.AskProbe
+    | membership.ProbeAnswered
+    | membership.CompareMembers
+    | membership.MembersVector
+    | membership.MembersTold
     | market.FindOffers
     | market.OffersFound
     | market.ReserveLease
