@@ -18,8 +18,8 @@ from ioc_wire.records import StatusRow
 
 OFFERS: Final = 32
 STATUS_SECONDS: Final = limits.STATUS_SECONDS_MAX
-PACE_SECONDS: Final = 0.02
-"""Between two providers' first status: all at once would be more than links queue."""
+PACE_SECONDS: Final = 0.005
+"""Between two first batches."""
 TURNS: Final = 2
 """Different draws of status that take turns."""
 
@@ -31,60 +31,57 @@ async def finish(work: Callable[..., Any], *arguments: object) -> Any:
 
 
 class Statuses:
-    """Signs and publishes status batches of a population's providers: all rows of one under one signature."""
+    """Signs and publishes status batches of a population's providers."""
 
     def __init__(self, gossip: CoreGossip, population: Population) -> None:
         self.rows_sent = 0
         self._gossip = gossip
         self._population = population
-        self._drawn: dict[int, list[tuple[StatusRow, ...]]] = {}
+        self._drawn: dict[tuple[int, int], list[tuple[StatusRow, ...]]] = {}
+        self._batches = [
+            (n, part) for n in range(population.providers) for part in population.provider(n).parts
+        ]
         self._seq = 0
 
     async def publish_all(self) -> int:
         """Status of everybody once; returns the number of rows."""
         before = self.rows_sent
-        for number in range(self._population.providers):
-            await self._publish(number, 0)
+        for number, part in self._batches:
+            await self._publish(number, part, 0)
             await trio.sleep(PACE_SECONDS)
         return self.rows_sent - before
 
     async def keep_publishing(self, rate: float, scope: trio.CancelScope) -> None:
-        """`rate` rows each second, provider after provider, until `scope` is cancelled."""
+        """`rate` rows each second, batch after batch, until `scope` is cancelled."""
         with scope:
             due = trio.current_time()
-            for turn, number in self._forever():
-                due += await self._publish(number, turn) / rate
+            for turn, (number, part) in self._forever():
+                due += await self._publish(number, part, turn) / rate
                 await trio.sleep_until(due)
 
-    def _forever(self) -> Iterator[tuple[int, int]]:
+    def _forever(self) -> Iterator[tuple[int, tuple[int, int]]]:
         turn = 0
         while True:
             turn += 1
-            for number in range(self._population.providers):
-                yield turn % TURNS, number
+            for batch in self._batches:
+                yield turn % TURNS, batch
 
-    async def _publish(self, number: int, turn: int) -> int:
+    async def _publish(self, number: int, part: int, turn: int) -> int:
         provider = self._population.provider(number)
-        rows = self._rows(provider)[turn]
+        rows = self._rows(provider, part)[turn]
         self._seq = max(self._seq + 1, int(time.time() * 1000))
-        batch = provider.status(rows, seq=self._seq, unix=int(time.time()), seconds=STATUS_SECONDS)
-        await finish(self._gossip.publish_own_status, batch)
+        batch = provider.status(rows, part, seq=self._seq, unix=int(time.time()), seconds=STATUS_SECONDS)
+        await finish(self._gossip.publish_own_status, [batch])
         self.rows_sent += len(rows)
         return len(rows)
 
-    def _rows(self, provider: Provider) -> list[tuple[StatusRow, ...]]:
+    def _rows(self, provider: Provider, part: int) -> list[tuple[StatusRow, ...]]:
         """Drawn before they are needed: drawing them is none of the node's work."""
-        drawn = self._drawn.get(provider.number)
+        drawn = self._drawn.get((provider.number, part))
         if drawn is None:
-            slots = status_slots(provider)
-            drawn = [provider.status_rows(slots, turn=turn) for turn in range(TURNS)]
-            self._drawn[provider.number] = drawn
+            drawn = [provider.status_rows(part, turn=turn) for turn in range(TURNS)]
+            self._drawn[provider.number, part] = drawn
         return drawn
-
-
-def status_slots(provider: Provider) -> range:
-    """The slots that a provider gives status for: one batch holds no more."""
-    return range(min(provider.size, limits.STATUS_ROWS_MAX))
 
 
 class Queries:

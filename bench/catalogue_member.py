@@ -126,11 +126,11 @@ class Member:
         delays, self._delays = self._delays, []
         return {"delays_ms": delays}
 
-    def _note_delay(self, provider: bytes) -> None:
+    def _note_delay(self, provider: bytes, part: int) -> None:
         """The sequence number of a batch is the millisecond at which it was signed."""
         replica = self.core.gossip.catalogue.replica(provider)
-        if replica is not None and replica.status is not None:
-            self._delays.append(time.time() * 1000 - replica.status.batch.seq)
+        if replica is not None and (status := replica.statuses.get(part)) is not None:
+            self._delays.append(time.time() * 1000 - status.batch.seq)
 
     async def _gauge(self, told: dict[str, Any]) -> dict[str, Any]:
         answer = gauges(self.steps)

@@ -15,7 +15,6 @@ from bench.catalogue_files import Made
 from bench.catalogue_records import Provider
 from ioc_node.market.demand import make_demand
 from ioc_node.market.pricing import prices_of
-from ioc_wire import limits
 from ioc_wire.cid import parse_cid
 from ioc_wire.codec import decode
 from ioc_wire.market import Demand
@@ -97,8 +96,7 @@ def hosts_file(made: Made) -> Path:
 
 def _hosts(made: Made, number: int) -> Iterator[tuple[Any, ...]]:
     provider: Provider = made.population.provider(number)
-    told = range(min(provider.size, limits.STATUS_ROWS_MAX))
-    statuses = {row.slot: row for row in provider.status_rows(told)}
+    statuses = {row.slot: row for part in provider.parts for row in provider.status_rows(part)}
     _, entries = made.catalogue(number)
     for data in entries:
         entry = decode_entry(data)

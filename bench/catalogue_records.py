@@ -238,9 +238,16 @@ class Provider:
         """Every identifier's signed record, in order of slot."""
         return (sign(self.key, self.record(slot)) for slot in range(self.size))
 
-    def status_rows(self, slots: Sequence[int], *, turn: int = 0) -> tuple[StatusRow, ...]:
-        """What is free in these slots at `turn`: each turn is another draw."""
-        rng = self.population.rng("status", self.number, turn)
+    @property
+    def parts(self) -> range:
+        """The parts of its slots; each has a status batch of its own."""
+        return range(-(-self.size // limits.STATUS_ROWS_MAX))
+
+    def status_rows(self, part: int, *, turn: int = 0) -> tuple[StatusRow, ...]:
+        """What is free in the slots of a part at `turn`: each turn is another draw."""
+        rng = self.population.rng("status", self.number, part, turn)
+        first = part * limits.STATUS_ROWS_MAX
+        slots = range(first, min(first + limits.STATUS_ROWS_MAX, self.size))
         return tuple(self._status(slot, rng) for slot in slots)
 
     def _status(self, slot: int, rng: random.Random) -> StatusRow:
@@ -250,9 +257,9 @@ class Provider:
         cores, memory = int(kind.cores * free) * 1000, int(kind.memory_mib * free)
         return StatusRow(slot, cores, memory, devices, queued=int(rng.expovariate(1)))
 
-    def status(self, rows: Sequence[StatusRow], *, seq: int, unix: int, seconds: int) -> Signed:
-        """A signed batch of `rows`, good for `seconds` from `unix` on."""
-        return sign(self.key, StatusBatch(seq, unix, unix + seconds, tuple(rows)))
+    def status(self, rows: Sequence[StatusRow], part: int, *, seq: int, unix: int, seconds: int) -> Signed:
+        """A signed batch of the `rows` of a part, good for `seconds` from `unix` on."""
+        return sign(self.key, StatusBatch(seq, unix, unix + seconds, tuple(rows), part))
 
 
 _HOST_WEIGHTS: Final = list(itertools.accumulate(kind.nodes for kind in HOSTS))

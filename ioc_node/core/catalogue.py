@@ -280,31 +280,32 @@ class Catalogue:
 
     # -- status
 
-    def apply_status(self, signed: Signed, *, unix: float) -> tuple[bool, tuple[Refused, ...]]:
-        """Take in a status batch if it is newer: whether it was, and the rows that name no living slot.
+    def apply_status(self, signed: Signed, *, unix: float) -> tuple[int | None, tuple[Refused, ...]]:
+        """Take in a status batch if it is newer: for which part (None: it was not), and the rows that name no living
+        slot of it.
 
         Raises `NotFound` for a provider without a head, and what is wrong with the batch.
         """
         replica = self._replicas.get(signed.key)
         if replica is None or replica.fork is not None:
             raise NotFound("status of a provider whose head was never seen, or that forked")
-        held = replica.status
-        if held is not None and held.signed == signed:
-            return False, ()
+        if any(held.signed == signed for held in replica.statuses.values()):
+            return None, ()
         batch = verify(signed, StatusBatch)
+        held = replica.statuses.get(batch.part)
         if held is not None and batch.seq <= held.batch.seq:
-            return False, ()
+            return None, ()
         check_period(batch.issued, batch.expires, limits.STATUS_SECONDS_MAX, unix, f"status {batch.seq}")
         fresh_until = min(unix + batch.expires - batch.issued, batch.expires + limits.CLOCK_SKEW_SECONDS)
-        replica.status = HeldStatus(signed, batch, fresh_until)
+        replica.statuses[batch.part] = HeldStatus(signed, batch, fresh_until)
         if replica.lagging:
-            return True, ()
+            return batch.part, ()
         refused = [
-            Refused(f"status of slot {row.slot}", NotFound("no living identifier has that slot"))
+            Refused(f"status of slot {row.slot}", NotFound("no living identifier of this part has that slot"))
             for row in batch.rows
-            if not replica.is_alive(row.slot)
+            if row.slot // limits.STATUS_ROWS_MAX != batch.part or not replica.is_alive(row.slot)
         ]
-        return True, tuple(refused)
+        return batch.part, tuple(refused)
 
     # -- time and persistence
 
@@ -312,8 +313,9 @@ class Catalogue:
         """Forget what has expired: status, held heads with their entries; returns the providers that lost those."""
         gone: list[bytes] = []
         for provider, replica in list(self._replicas.items()):
-            if replica.status is not None and unix > replica.status.batch.expires + limits.CLOCK_SKEW_SECONDS:
-                replica.status = None
+            for part, status in list(replica.statuses.items()):
+                if unix > status.batch.expires + limits.CLOCK_SKEW_SECONDS:
+                    del replica.statuses[part]
             if replica.ends() + limits.CLOCK_SKEW_SECONDS < unix:
                 gone.append(provider)
                 self.drop(provider)

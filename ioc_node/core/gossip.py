@@ -329,11 +329,10 @@ class Gossip:
         if replica.held_seq > held_before:
             self._effects.append(Persist(provider))
             self._effects.append(CatalogueChanged(provider, applied.slots))
-            if replica.status is not None:
-                self._effects.append(StatusChanged(provider))
             self._spread(peer, HeadsAnnounced(replica.news()))
-            if replica.status is not None and not held_before:
-                self._spread(peer, StatusAnnounced((replica.status.signed,)))  # it came before the entries
+            if not held_before:
+                for message in pack_statuses(held.signed for held in replica.statuses.values()):
+                    self._spread(peer, message)  # it came before the entries
         if peer is not None:
             if lag := self._lags.get(provider):
                 lag.whole = False
@@ -359,16 +358,16 @@ class Gossip:
         fresh = []
         for signed in batches:
             try:
-                newer, refused = self.catalogue.apply_status(signed, unix=now + self._unix_offset)
+                part, refused = self.catalogue.apply_status(signed, unix=now + self._unix_offset)
             except WireError as error:
                 if not isinstance(error, NotFound):
                     self._effects.append(Refuse(peer, signed.key, "status", error))
                 continue
             for what, fault in refused:
                 self._effects.append(Refuse(peer, signed.key, what, fault))
-            if newer:
+            if part is not None:
                 fresh.append(signed)
-                self._effects.append(StatusChanged(signed.key))
+                self._effects.append(StatusChanged(signed.key, part))
         for message in pack_statuses(fresh):
             self._spread(peer, message)
 
@@ -449,8 +448,7 @@ def pack_news(catalogue: Catalogue, providers: Iterable[bytes]) -> list[HeadsPag
         if replica is None:
             continue
         news.extend(replica.news())
-        if replica.status is not None:
-            statuses.append(replica.status.signed)
+        statuses.extend(held.signed for held in replica.statuses.values())
     step = limits.NEWS_MAX // 2
     pages = [HeadsPage(news=tuple(news[start : start + step])) for start in range(0, len(news), step)]
     return pages + [HeadsPage(statuses=message.batches) for message in pack_statuses(statuses)]

@@ -171,7 +171,7 @@ class Persist:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueChanged:
-    """Identifiers of `provider` in these slots came, changed or went; None: any of them."""
+    """Identifiers of `provider` in these slots came, changed or went, with their status; None: any of them."""
 
     provider: bytes
     slots: tuple[int, ...] | None
@@ -179,7 +179,10 @@ class CatalogueChanged:
 
 @dataclass(frozen=True, slots=True)
 class StatusChanged:
+    """`provider` has new status for one part of its slots."""
+
     provider: bytes
+    part: int
 
 
 @dataclass(frozen=True, slots=True)

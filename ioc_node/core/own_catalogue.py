@@ -6,6 +6,7 @@ provider restored from a backup or started without its state never signs a secon
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -59,6 +60,7 @@ class OwnCatalogue:
         self._signed: Signed | None = None
         self._head: Head | None = None
         self._status_seq = 0
+        self._parts: set[int] = set()
 
     @property
     def head(self) -> Signed | None:
@@ -156,12 +158,22 @@ class OwnCatalogue:
 
     def sign_status(
         self, rows: Iterable[StatusRow], *, unix: float, status_seconds: int = STATUS_SECONDS
-    ) -> Signed:
-        """All status rows under one signature, good for `status_seconds`."""
+    ) -> list[Signed]:
+        """Status rows in signed batches, good for `status_seconds`: one for each part of the slots that has rows or
+        had some the last time.
+        """
         self._status_seq = max(self._status_seq + 1, int(unix * 1000))
         seconds = min(status_seconds, limits.STATUS_SECONDS_MAX)
-        batch = StatusBatch(self._status_seq, int(unix), int(unix) + seconds, tuple(rows))
-        return sign(self._key, batch)
+        parts: defaultdict[int, list[StatusRow]] = defaultdict(list)
+        for row in rows:
+            parts[row.slot // limits.STATUS_ROWS_MAX].append(row)
+        told, self._parts = parts.keys() | self._parts, set(parts)
+        issued = int(unix)
+        batches = (
+            StatusBatch(self._status_seq, issued, issued + seconds, tuple(parts.get(part, ())), part)
+            for part in sorted(told)
+        )
+        return [sign(self._key, batch) for batch in batches]
 
     def restore(self, head: Signed, entries: Sequence[bytes]) -> None:
         """Take up a stored state. Raises `WrongRoot` (or why an entry or the head is bad) and stays empty then."""

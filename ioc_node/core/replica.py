@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from ioc_node.core.intake import Base, Intake, Refused
 from ioc_node.core.slots import SlotTable
 from ioc_node.core.tree import MerkleTree
+from ioc_wire import limits
 from ioc_wire.authority import Grant
 from ioc_wire.gossip import HeadNews, HeadRow
 from ioc_wire.records import Head, StatusBatch
@@ -35,7 +36,9 @@ class Seen(NamedTuple):
 
 
 class HeldStatus(NamedTuple):
-    """A provider's newest status batch. It counts until `fresh_until` (seconds since 1970, by this node's clock)."""
+    """The newest status batch for one part of a provider's slots. It counts until `fresh_until` (seconds since 1970, by
+    this node's clock).
+    """
 
     signed: Signed
     batch: StatusBatch
@@ -57,7 +60,8 @@ class Replica:
         self.grant: Grant | None = None
         self.announced: Seen | None = None
         self.held: Seen | None = None
-        self.status: HeldStatus | None = None
+        self.statuses: dict[int, HeldStatus] = {}
+        """By part."""
         self.fork: tuple[Seen, Seen] | None = None
         self.prefixes: set[str] = set()
         self.base = Base(0, SlotTable(), MerkleTree())
@@ -84,6 +88,15 @@ class Replica:
         return self.held.head.seq if self.held is not None else 0
 
     @property
+    def status_seq(self) -> int:
+        """That of the newest status batch, 0 where there is none."""
+        return max((held.batch.seq for held in self.statuses.values()), default=0)
+
+    def status_of(self, slot: int) -> HeldStatus | None:
+        """The newest batch that has the status of a slot, if any."""
+        return self.statuses.get(slot // limits.STATUS_ROWS_MAX)
+
+    @property
     def slots(self) -> int:
         """Entries that are held, tombstones among them."""
         return len(self.base.table)
@@ -107,12 +120,11 @@ class Replica:
 
     def row(self) -> HeadRow | None:
         """This provider in a head vector; None while nothing of it is held."""
-        status_seq = self.status.batch.seq if self.status is not None else 0
         if self.fork is not None:
             return HeadRow(self.provider, self.seq, FORKED, 0)
         if self.held is None:
             return None
-        return HeadRow(self.provider, self.held.head.seq, self.held.hash, status_seq)
+        return HeadRow(self.provider, self.held.head.seq, self.held.hash, self.status_seq)
 
     def is_alive(self, slot: int) -> bool:
         return self.base.table.is_alive(slot)
@@ -145,4 +157,5 @@ class Replica:
         """Forget everything that is held."""
         self.base = Base(self.base.version + 1, SlotTable(), MerkleTree())
         self.prefixes.clear()
-        self.held = self.status = None
+        self.held = None
+        self.statuses.clear()

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ioc_node.core.replica import HeldStatus
 from ioc_node.market.pricing import prices_of
+from ioc_wire.limits import STATUS_ROWS_MAX
 from ioc_wire.records import Accelerator, ResourceRecord
 
 GROUPS_MAX: Final = 8
@@ -330,17 +331,21 @@ class Table:
 
     # -- status
 
-    def set_status(self, provider: bytes, status: HeldStatus | None) -> None:
-        """Patch the changing columns of one provider from its newest batch; the last of two lines for a slot counts."""
-        mine = self._rows.get(provider)
-        if mine is None:
+    def set_status(self, provider: bytes, part: int, status: HeldStatus | None) -> None:
+        """Patch the changing columns of one part of a provider's slots from its newest batch; the last of two lines for
+        a slot counts.
+        """
+        first = part * STATUS_ROWS_MAX
+        mine = self._rows.get(provider, np.zeros(0, np.int32))[first : first + STATUS_ROWS_MAX]
+        if not len(mine):
             return
         self.columns["fresh_until"][mine[mine >= 0]] = 0
         if status is None:
             return
         lines = status.batch.rows
-        slots = np.fromiter((min(line.slot, len(mine)) for line in lines), np.int64, len(lines))
-        rows = np.append(mine, np.int32(-1))[slots].astype(np.int64)
+        offsets = (line.slot - first for line in lines)
+        places = np.fromiter((n if 0 <= n < len(mine) else len(mine) for n in offsets), np.int64, len(lines))
+        rows = np.append(mine, np.int32(-1))[places].astype(np.int64)
         known = np.flatnonzero(rows >= 0)
         rows = rows[known]
         patch = self.columns

@@ -78,12 +78,16 @@ class QueryEngine:
         finally:
             if not swapped:
                 self._table.unstage(staged)
-        self.patch_status(provider)
+        if replica is not None:
+            touched = None if slots is None else {slot // limits.STATUS_ROWS_MAX for slot in slots}
+            for told in [told for told in replica.statuses if touched is None or told in touched]:
+                self.patch_status(provider, told)
+                yield
 
-    def patch_status(self, provider: bytes) -> None:
-        """`provider` has new status."""
+    def patch_status(self, provider: bytes, part: int) -> None:
+        """`provider` has new status for one part of its slots."""
         replica = self._catalogue.replica(provider)
-        self._table.set_status(provider, replica.status if replica is not None else None)
+        self._table.set_status(provider, part, replica.statuses.get(part) if replica is not None else None)
 
     def _hosts(self, replica: Replica, slots: Sequence[int]) -> list[tuple[int, ResourceRecord, bool]]:
         found = []
@@ -137,10 +141,11 @@ class QueryEngine:
     def _offer(self, row: int, demand: Demand) -> Offer | None:
         provider, slot = self._table.owner_of(row)
         replica = self._catalogue.replica(provider)
-        if replica is None or replica.status is None or replica.held is None:
+        held = replica.status_of(slot) if replica is not None else None
+        if replica is None or held is None or replica.held is None:
             return None
         number = int(self._table["status_row"][row])
-        if number >= len(replica.status.batch.rows):
+        if number >= len(held.batch.rows):
             return None
         signed = self._catalogue.record(provider, slot)
         if signed is None:
@@ -149,7 +154,7 @@ class QueryEngine:
         contact = _contact(replica, record)
         if contact is None:
             return None
-        status = replica.status.batch.rows[number]
+        status = held.batch.rows[number]
         price = estimate_micro(prices_of(record.prices), status.price_micro, demand)
         return Offer(signed, contact, status, min(price, (1 << 63) - 1))
 

@@ -60,8 +60,10 @@ EXCHANGES_PER_SECOND: Final = 1.0
 EXCHANGES_BURST: Final = 16.0
 """How often one peer is told core nodes because it asks, and core nodes that one peer names are looked at."""
 
+HEADS_STEP: Final = 16
+
 Changed = Callable[[bytes, tuple[int, ...] | None], None]
-StatusTold = Callable[[bytes], None]
+StatusTold = Callable[[bytes, int], None]
 
 
 class Shelf(EntryBook, Protocol):
@@ -118,7 +120,7 @@ class CoreGossip:
         self._changed.append(tell)
 
     def on_status(self, tell: StatusTold) -> None:
-        """Have `tell(provider)` called, synchronously, when a provider has new status."""
+        """Have `tell(provider, part)` called, synchronously, when there is new status for one part of its slots."""
         self._status_told.append(tell)
 
     def publish_own(self, news: wire.HeadNews, entries: tuple[bytes, ...]) -> None:
@@ -126,8 +128,8 @@ class CoreGossip:
         self.feed(ev.NewsReceived(None, (news,)))
         self.feed(ev.EntriesFetched(None, news.head.key, 0, news.head, entries))
 
-    def publish_own_status(self, batch: Signed) -> None:
-        self.feed(ev.StatusReceived(None, (batch,)))
+    def publish_own_status(self, batches: Sequence[Signed]) -> None:
+        self.feed(ev.StatusReceived(None, tuple(batches)))
 
     def key_revoked(self) -> None:
         """`Trust` took in a revocation: forget the catalogues that rest on it."""
@@ -166,9 +168,9 @@ class CoreGossip:
                 for tell in self._changed:
                     tell(provider, slots)
                 self._settle(provider)
-            case ev.StatusChanged(provider):
+            case ev.StatusChanged(provider, part):
                 for tell_status in self._status_told:
-                    tell_status(provider)
+                    tell_status(provider, part)
             case ev.Refuse():
                 self._on_refusal(effect)
 
@@ -258,8 +260,7 @@ class CoreGossip:
             with trio.move_on_after(FETCH_STALL_SECONDS):
                 async with link.open_stream(wire.FetchHeads(providers), wire.HeadsPage) as pages:
                     async for page in pages:
-                        self.feed(ev.NewsReceived(peer, page.news))
-                        self.feed(ev.StatusReceived(peer, page.statuses))
+                        await self._hear(peer, page.news, page.statuses)
         except (WireError, PeerUnreachable) as error:
             log.debug("fetch_news_failed", peer=link.peer.name, error=str(error))
 
@@ -346,14 +347,23 @@ class CoreGossip:
         for page in pack_news(self.catalogue, message.providers):
             await send(page)
 
-    def _on_heads(self, link: Link, message: wire.HeadsAnnounced) -> None:
+    async def _on_heads(self, link: Link, message: wire.HeadsAnnounced) -> None:
         if is_core(link):
-            self.feed(ev.NewsReceived(link.peer.key, message.news))
+            await self._hear(link.peer.key, message.news, ())
 
-    def _on_statuses(self, link: Link, message: wire.StatusAnnounced) -> None:
+    async def _on_statuses(self, link: Link, message: wire.StatusAnnounced) -> None:
         own = all(batch.key == link.peer.key for batch in message.batches)
         if is_core(link) or own:
-            self.feed(ev.StatusReceived(link.peer.key, message.batches))
+            await self._hear(link.peer.key, (), message.batches)
+
+    async def _hear(self, peer: bytes, news: tuple[wire.HeadNews, ...], statuses: tuple[Signed, ...]) -> None:
+        """Take in heads and status, a few at a time: a signature is checked for each, a batch has a thousand rows."""
+        for start in range(0, len(news), HEADS_STEP):
+            self.feed(ev.NewsReceived(peer, news[start : start + HEADS_STEP]))
+            await trio.lowlevel.checkpoint()
+        for batch in statuses:
+            self.feed(ev.StatusReceived(peer, (batch,)))
+            await trio.lowlevel.checkpoint()
 
     def _on_peers(self, link: Link, message: wire.PeersKnown) -> None:
         if is_core(link) and self._named.take(link.peer.key, trio.current_time()):

@@ -17,6 +17,7 @@ from typing import Final, Protocol
 import structlog
 import trio
 
+from ioc_node.core.gossip import pack_statuses
 from ioc_node.core.homes import Candidate, Homes
 from ioc_node.core.own_catalogue import Commit, OwnCatalogue
 from ioc_node.errors import PeerUnreachable, StorageFull
@@ -34,7 +35,6 @@ from ioc_wire.gossip import (
     PeersKnown,
     Published,
     PublishHead,
-    StatusAnnounced,
 )
 from ioc_wire.market import Contact
 from ioc_wire.records import StatusRow
@@ -374,9 +374,10 @@ class Home:
     def _send_status(self, link: Link) -> None:
         self._status_due = False
         lifetime = max(10, round(self._status_seconds * STATUS_LIVES))
-        batch = self.own.sign_status(self._status(), unix=self._clock(), status_seconds=lifetime)
-        if not link.notify_nowait(StatusAnnounced((batch,))):
-            self._status_due = True
+        batches = self.own.sign_status(self._status(), unix=self._clock(), status_seconds=lifetime)
+        for message in pack_statuses(batches):
+            if not link.notify_nowait(message):
+                self._status_due = True
 
     async def _learn_contacts(self, link: Link) -> None:
         try:

@@ -5,7 +5,7 @@ link cannot take yet waits here as the newest state of a provider, not as a grow
 the link stands; what is lost with a link, the next comparison repairs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -31,7 +31,8 @@ class _Untold:
     """Providers of whom a peer is to be told; in order, each once."""
 
     heads: dict[bytes, None] = field(default_factory=dict)
-    statuses: dict[bytes, None] = field(default_factory=dict)
+    statuses: dict[tuple[bytes, int], None] = field(default_factory=dict)
+    """Provider and part."""
 
     def __bool__(self) -> bool:
         return bool(self.heads or self.statuses)
@@ -56,10 +57,17 @@ class Outbox:
             case HeadsAnnounced(news):
                 self._of(peer).heads.update(dict.fromkeys(one.head.key for one in news))
             case StatusAnnounced(batches):
-                self._of(peer).statuses.update(dict.fromkeys(batch.key for batch in batches))
+                self._of(peer).statuses.update(dict.fromkeys(self._parts_of(batches)))
             case _:
                 return False
         return True
+
+    def _parts_of(self, batches: Sequence[Signed]) -> Iterator[tuple[bytes, int]]:
+        for batch in batches:
+            replica = self._catalogue.replica(batch.key)
+            for part, held in replica.statuses.items() if replica is not None else ():
+                if held.signed is batch:  # another is no longer the newest
+                    yield batch.key, part
 
     def _of(self, peer: bytes) -> _Untold:
         self._filled.set()
@@ -85,20 +93,23 @@ class Outbox:
         if link is None:
             return
         chains = self._chains.setdefault(link, {})
-        for message, told in self._messages(untold, chains):
-            if not link.notify_nowait(message):
+        for heads in self._heads(untold, chains):
+            if not link.notify_nowait(heads):
                 break
-            if isinstance(message, HeadsAnnounced):
-                chains.update((one.head.key, one.chain) for one in message.news if one.chain)
-            for provider in told:
-                (untold.heads if isinstance(message, HeadsAnnounced) else untold.statuses).pop(provider)
+            chains.update((one.head.key, one.chain) for one in heads.news if one.chain)
+            for one in heads.news:
+                untold.heads.pop(one.head.key, None)
+        else:
+            for statuses in self._statuses(untold):
+                if not link.notify_nowait(statuses):
+                    break
+                for name in self._parts_of(statuses.batches):
+                    untold.statuses.pop(name, None)
         if untold and not link.closed.is_set():
             self._untold[peer] = untold
 
-    def _messages(
-        self, untold: _Untold, chains: dict[bytes, tuple[Signed, ...]]
-    ) -> Iterator[tuple[Message, list[bytes]]]:
-        """What to tell, as it is now, and of which providers; heads first, for status needs one."""
+    def _heads(self, untold: _Untold, chains: dict[bytes, tuple[Signed, ...]]) -> Iterator[HeadsAnnounced]:
+        """The heads to tell, as they are now; before status, which needs one."""
         heads = list(untold.heads)
         for start in range(0, len(heads), _STEP // 2):
             told = heads[start : start + _STEP // 2]
@@ -110,16 +121,19 @@ class Outbox:
                 for one in replica.news()
             )
             if news:
-                yield HeadsAnnounced(news), told
-            else:
-                for provider in told:
-                    del untold.heads[provider]
+                yield HeadsAnnounced(news)
+            for provider, replica in zip(told, replicas, strict=True):
+                if replica is None or not replica.news():
+                    untold.heads.pop(provider, None)
+
+    def _statuses(self, untold: _Untold) -> Iterator[StatusAnnounced]:
+        """The status batches to tell, as they are now."""
         batches: list[Signed] = []
-        for provider in list(untold.statuses):
+        for provider, part in list(untold.statuses):
             replica = self._catalogue.replica(provider)
-            if replica is None or replica.status is None:
-                del untold.statuses[provider]
+            held = replica.statuses.get(part) if replica is not None else None
+            if held is None:
+                del untold.statuses[provider, part]
             else:
-                batches.append(replica.status.signed)
-        for message in pack_statuses(batches):
-            yield message, [batch.key for batch in message.batches]
+                batches.append(held.signed)
+        yield from pack_statuses(batches)

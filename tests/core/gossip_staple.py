@@ -52,7 +52,8 @@ class Provider:
         return HeadNews(self.own.head, self.chain, None)
 
     def status(self, *free_milli: int, unix: float = UNIX) -> Signed:
-        return self.own.sign_status([StatusRow(i, free, 1) for i, free in enumerate(free_milli)], unix=unix)
+        rows = [StatusRow(i, free, 1) for i, free in enumerate(free_milli)]
+        return self.own.sign_status(rows, unix=unix)[0]
 
 
 class Mesh:

@@ -26,7 +26,7 @@ from ioc_wire.errors import (
 from ioc_wire.gossip import HeadNews
 from ioc_wire.market import Contact
 from ioc_wire.merkle import leaf_hash, root_of
-from ioc_wire.records import CatalogueEntry, Head, StatusBatch, entry_bytes
+from ioc_wire.records import CatalogueEntry, Head, StatusBatch, StatusRow, entry_bytes
 from ioc_wire.signed import Signed, sign
 from tests.core.gossip_staple import ROOT, Provider, certified
 from tests.core.staple import UNIX, delegate, key_of, record_of
@@ -301,19 +301,20 @@ def test_status_counts_by_seq_and_not_for_ever() -> None:
     alice.put("h1")
     brought(catalogue, alice)
     first, second = alice.status(1), alice.status(2)
-    assert catalogue.apply_status(second, unix=UNIX) == (True, ())
-    assert catalogue.apply_status(first, unix=UNIX) == (False, ())
-    assert catalogue.apply_status(second, unix=UNIX) == (False, ())
+    assert catalogue.apply_status(second, unix=UNIX) == (0, ())
+    assert catalogue.apply_status(first, unix=UNIX) == (None, ())
+    assert catalogue.apply_status(second, unix=UNIX) == (None, ())
     replica = catalogue.replica(alice.public)
     assert replica is not None
-    assert replica.status is not None
-    assert replica.status.fresh_until == UNIX + 30
+    status = replica.status_of(0)
+    assert status is not None
+    assert status.fresh_until == UNIX + 30
     with pytest.raises(Expired):
         catalogue.apply_status(alice.status(3), unix=UNIX + 331)
     with pytest.raises(Expired):
         catalogue.apply_status(sign(alice.key, StatusBatch(1 << 60, UNIX, UNIX + 601, ())), unix=UNIX)
     catalogue.expire(unix=UNIX + 331)
-    assert replica.status is None
+    assert not replica.statuses
 
 
 def test_a_catalogue_is_taken_up_again_or_not_at_all() -> None:
@@ -346,3 +347,30 @@ def test_a_chain_that_is_left_out_is_the_one_that_came_before() -> None:
     assert replica.news()[0].chain == alice.chain
     with pytest.raises(BrokenChain):
         catalogue.consider(HeadNews(bob.news().head, (), None), unix=UNIX)
+
+
+def test_each_part_of_the_slots_has_a_status_of_its_own() -> None:
+    alice = Provider("alice", 20001)
+    catalogue = Catalogue(certified())
+    for number in range(1025):
+        alice.put(f"h{number}")
+    brought(catalogue, alice)
+    rows = [StatusRow(number, 1000 + number, 1) for number in range(1025)]
+    first, second = alice.own.sign_status(rows, unix=UNIX)
+    assert catalogue.apply_status(second, unix=UNIX) == (1, ())
+    assert catalogue.apply_status(first, unix=UNIX) == (0, ())
+    replica = catalogue.replica(alice.public)
+    assert replica is not None
+    assert [len(status.batch.rows) for slot in (0, 1024) if (status := replica.status_of(slot))] == [1024, 1]
+    # a part that has no rows any more is said to be empty, once
+    emptied = alice.own.sign_status(rows[:1024], unix=UNIX + 1)
+    assert [catalogue.apply_status(batch, unix=UNIX + 1)[0] for batch in emptied] == [0, 1]
+    assert [len(status.batch.rows) for status in replica.statuses.values()] == [0, 1024]
+    assert len(alice.own.sign_status(rows[:1024], unix=UNIX + 2)) == 1
+    # a row of another part is refused, the rest counts
+    stray = sign(
+        alice.key, StatusBatch(1 << 60, UNIX, UNIX + 30, (StatusRow(1024, 1, 1), StatusRow(3, 1, 1)), 1)
+    )
+    part, refused = catalogue.apply_status(stray, unix=UNIX)
+    assert part == 1
+    assert [refusal.what for refusal in refused] == ["status of slot 3"]

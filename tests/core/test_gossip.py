@@ -27,7 +27,8 @@ def refusals(mesh: Mesh) -> list[ev.Refuse]:
 def free_of(mesh: Mesh, number: int, provider: Provider) -> int:
     replica = mesh.machines[number].catalogue.replica(provider.public)
     assert replica is not None
-    return replica.status.batch.rows[0].free_cores_milli if replica.status is not None else -1
+    status = replica.status_of(0)
+    return status.batch.rows[0].free_cores_milli if status is not None else -1
 
 
 def test_one_bootstrap_address_becomes_a_full_mesh() -> None:
@@ -227,7 +228,7 @@ def test_a_status_row_for_an_unknown_slot_is_refused_and_the_rest_counts() -> No
     alice.put("h1")
     mesh.publish(0, alice)
     mesh.run(1)
-    batch = alice.own.sign_status([StatusRow(0, 5, 1), StatusRow(99, 6, 1)], unix=UNIX)
+    (batch,) = alice.own.sign_status([StatusRow(0, 5, 1), StatusRow(99, 6, 1)], unix=UNIX)
     mesh.feed(0, ev.StatusReceived(None, (batch,)))
     assert [(r.what, type(r.error)) for r in refusals(mesh)] == [("status of slot 99", NotFound)]
     assert free_of(mesh, 0, alice) == 5
@@ -245,7 +246,7 @@ def test_status_that_comes_before_the_entries_is_kept_for_them() -> None:
     mesh.effects.clear()
     mesh.feed(0, ev.EntriesFetched(mesh.keys[1], alice.public, 0, news.head, entries))
     assert free_of(mesh, 0, alice) == 5
-    assert any(isinstance(e, ev.StatusChanged) for _, e in mesh.effects)
+    assert any(isinstance(e, ev.CatalogueChanged) for _, e in mesh.effects)
     assert not refusals(mesh)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from bench.catalogue import FIGURES, remarks_of, rows_of, systems_of
 from bench.catalogue_files import Made, change_sets, opened, write
-from bench.catalogue_load import matching, status_slots
+from bench.catalogue_load import matching
 from bench.catalogue_measure import Load, Measurements
 from bench.catalogue_queries import DEMANDS, hosts_file, sql_of
 from bench.catalogue_records import HOSTS, Population
@@ -158,8 +158,9 @@ def test_sql_finds_the_hosts_that_the_query_engine_finds(made: Made, tmp_path: P
         catalogue.consider(news, unix=NOW)
         catalogue.apply(news.head.key, news.head, entries, unix=NOW)
         provider = POPULATION.provider(number)
-        rows = provider.status_rows(status_slots(provider))
-        catalogue.apply_status(provider.status(rows, seq=1, unix=ISSUED, seconds=600), unix=NOW)
+        for part in provider.parts:
+            batch = provider.status(provider.status_rows(part), part, seq=1, unix=ISSUED, seconds=600)
+            catalogue.apply_status(batch, unix=NOW)
     engine = QueryEngine(catalogue)
     orders = {"hosts": str(hosts_file(made)), "database": str(tmp_path / "hosts.db"), "indexes": [["model"]]}
     database = Sqlite(orders)

@@ -51,7 +51,8 @@ class Provider:
             catalogue.consider(HeadNews(self.own.head, (), None), unix=unix)
             catalogue.apply(self.public, self.own.head, self.own.entries_after(after), unix=unix)
             if status:
-                catalogue.apply_status(self.own.sign_status(self.rows.values(), unix=unix), unix=unix)
+                for batch in self.own.sign_status(self.rows.values(), unix=unix):
+                    catalogue.apply_status(batch, unix=unix)
         return commit.slots if commit is not None else ()
 
 

@@ -175,7 +175,7 @@ def test_changes_are_patched_in() -> None:
     assert engine.rows == 2
     one.rows[1] = StatusRow(1, 0, 16384)
     one.publish(catalogue, unix=UNIX + 2)
-    engine.patch_status(one.public)
+    engine.patch_status(one.public, 0)
     assert names(ask(engine)) == ["gen/3301/az1/h3"]
     catalogue.drop(one.public)
     engine.patch(one.public, None)

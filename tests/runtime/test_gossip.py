@@ -94,7 +94,8 @@ async def test_published_catalogues_reach_every_core_node_and_survive_their_home
         def free(node: CoreNode) -> int:
             replica = node.gossip.catalogue.replica(one.own.key)
             assert replica is not None
-            return replica.status.batch.rows[0].free_cores_milli if replica.status else -1
+            status = replica.status_of(0)
+            return status.batch.rows[0].free_cores_milli if status else -1
 
         await until(lambda: all(free(node) == 1000 for node in left), 2)
 
@@ -137,7 +138,7 @@ async def test_only_a_provider_publishes_and_only_what_is_its_own() -> None:
         # what a provider says of others is not even looked at
         foreign = HeadNews(other.head, delegated("two", "cn", "provider"), None)
         link.notify_nowait(HeadsAnnounced((foreign,)))
-        link.notify_nowait(StatusAnnounced((other.sign_status([], unix=time.time()),)))
+        link.notify_nowait(StatusAnnounced(tuple(other.sign_status([StatusRow(0, 1, 1)], unix=time.time()))))
         answer = await link.request(CompareHeads(bytes(32)), HeadsCompared)
         assert [row.provider for row in answer.rows] == [one.own.key]
         with pytest.raises(NotFound):

@@ -30,7 +30,7 @@ trio.run(main)
 
 def status_seq(node: CoreNode, provider: bytes) -> int:
     replica = node.gossip.catalogue.replica(provider)
-    return replica.status.batch.seq if replica is not None and replica.status is not None else 0
+    return replica.status_seq if replica is not None else 0
 
 
 async def test_a_provider_whose_home_closes_lives_at_its_standby() -> None:

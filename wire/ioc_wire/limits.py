@@ -45,13 +45,17 @@ PAGE_ENTRIES_MAX: Final = 512
 # -- catalogue and gossip
 HEAD_SECONDS_MAX: Final = 48 * 3600
 STATUS_SECONDS_MAX: Final = 600
-STATUS_ROWS_MAX: Final = 8192
+STATUS_ROWS_MAX: Final = 1024
+"""Slots in one status batch: the batches of a provider are few, and each is quickly verified and applied."""
+STATUS_PARTS_MAX: Final = 64
 PROVIDERS_MAX: Final = 8192
 """Providers in one head vector."""
 NEWS_MAX: Final = 256
 """Heads, or status batches, in one message."""
 MEMBERS_MAX: Final = 4096
 """Core nodes in one membership."""
+INTEREST_PREFIXES_MAX: Final = 64
+"""Prefixes that a core node may say it replicates."""
 
 # -- blobs
 CHUNK_BYTES: Final = 1 << 20

@@ -6,7 +6,7 @@ newer peer learns at once that it is not understood.
 
 from typing import Final
 
-from ioc_wire import bulk, gossip, market, membership, tasks
+from ioc_wire import bulk, gossip, interest, market, membership, tasks
 from ioc_wire.links import UnionCodec
 
 Body = (
@@ -32,6 +32,7 @@ Body = (
     | membership.CompareMembers
     | membership.MembersVector
     | membership.MembersTold
+    | interest.InterestTold
     | market.FindOffers
     | market.OffersFound
     | market.ReserveLease

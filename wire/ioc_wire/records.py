@@ -224,14 +224,15 @@ class StatusRow(Message, frozen=True):
 
 
 class StatusBatch(SignedPayload, frozen=True):
-    """All status rows of a provider under one signature, good for at most ten minutes. The higher `seq` wins
-    whole; the last of two rows for one slot counts."""
+    """Status rows under one signature, good for at most ten minutes: those of slots `part * 1024` to
+    `part * 1024 + 1023`. The higher `seq` of a part wins whole; the last of two rows for one slot counts."""
 
     kind: ClassVar[str] = "status"
     seq: UInt
     issued: UInt
     expires: UInt
     rows: Annotated[tuple[StatusRow, ...], msgspec.Meta(max_length=limits.STATUS_ROWS_MAX)]
+    part: Annotated[int, msgspec.Meta(ge=0, lt=limits.STATUS_PARTS_MAX)] = 0
 
 
 def entry_bytes(entry: CatalogueEntry) -> bytes:
