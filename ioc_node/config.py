@@ -13,9 +13,12 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar
 import msgspec
 import platformdirs
 
+from ioc_node.core.interest import Interest
 from ioc_node.errors import ConfigError
+from ioc_wire import limits
 from ioc_wire.authority import Role
 from ioc_wire.codec import Name, Port, ShortText, UInt
+from ioc_wire.errors import WireError
 
 CONFIG_NAME: Final = "config.toml"
 NETWORK_NAME: Final = "network.toml"
@@ -84,10 +87,13 @@ class TasksConfig(_Table, frozen=True, kw_only=True):
 
 
 class GossipConfig(_Table, frozen=True, kw_only=True):
-    """How often status is sent without a change, and how often two core nodes compare what they hold."""
+    """How often status is sent without a change, and how often two core nodes compare what they hold. `interest`: the
+    prefixes (`cn.r3301`; `cn.i` for all industry nodes) that a regional or industry node replicates; none: everything.
+    """
 
     status_seconds: Positive = 5.0
     compare_seconds: Positive = 30.0
+    interest: Annotated[tuple[str, ...], msgspec.Meta(max_length=limits.INTEREST_PREFIXES_MAX)] = ()
 
 
 class NodeConfig(_Table, frozen=True, kw_only=True):
@@ -127,13 +133,30 @@ class NodeConfig(_Table, frozen=True, kw_only=True):
             raise ConfigError(f"{path}: not valid TOML: {error}") from None
         if "home" in document:
             raise ConfigError(f"{path}: home: unknown key; the home folder is the one that the file is in")
-        return msgspec.structs.replace(convert_document(document, cls, str(path)), home=folder)
+        config = convert_document(document, cls, str(path))
+        config.interest(str(path))
+        return msgspec.structs.replace(config, home=folder)
 
     def document(self) -> dict[str, Any]:
         """What `config.toml` says: every key that differs from its default. The home folder is where the file is."""
         document: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
         document.pop("home", None)
         return document
+
+    def interest(self, source: str = CONFIG_NAME) -> Interest:
+        """What this core node replicates. Raises `ConfigError`: only regional and industry nodes may leave out some,
+        since the national node is where others ask for what they lack.
+        """
+        prefixes = self.gossip.interest
+        if prefixes and self.role not in ("regional", "industry"):
+            raise ConfigError(
+                f"{source}: gossip.interest: a {self.role} node replicates "
+                f"{'everything' if self.is_core else 'nothing'}; leave it out"
+            )
+        try:
+            return Interest.told(prefixes)
+        except WireError as error:
+            raise ConfigError(f"{source}: gossip.interest: {error}") from None
 
     @property
     def network_path(self) -> Path:
