@@ -11,13 +11,14 @@ Nothing here reads a clock: `unix` is seconds since 1970. Refusals are raised as
 import enum
 import hashlib
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ioc_node.core.entry_book import EntryBook, MemoryBook
 from ioc_node.core.intake import Intake, Refused
-from ioc_node.core.replica import FORKED, Applied, HeldStatus, Replica, Seen, head_hash
+from ioc_node.core.interest import EVERYTHING, Interest
+from ioc_node.core.replica import Applied, HeldStatus, Replica, Seen, head_hash
 from ioc_node.core.slots import SLOTS_MAX
 from ioc_node.core.steps import run_through
 from ioc_node.core.trust import Trust
@@ -40,7 +41,8 @@ from ioc_wire.gossip import HeadNews, HeadRow
 from ioc_wire.records import Head, StatusBatch, check_period, decode_entry
 from ioc_wire.signed import Signed, verify
 
-EMPTY_DIGEST: Final = hashlib.sha256(b"").digest()
+DIGESTS_MAX: Final = 64
+"""Digests that are remembered until a head changes: one for each interest that a linked core node has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +81,7 @@ class Catalogue:
         self._claims: defaultdict[str, set[bytes]] = defaultdict(set)
         self._replicas: dict[bytes, Replica] = {}
         self._entries = 0
-        self._digest: bytes | None = EMPTY_DIGEST
+        self._digests: dict[Interest, bytes] = {}
 
     # -- reading
 
@@ -100,20 +102,27 @@ class Catalogue:
         replica = self._replicas.get(provider)
         return replica.announced.head.slots if replica is not None and replica.announced is not None else 0
 
-    def vector(self) -> tuple[HeadRow, ...]:
-        """The heads that are held, in order of provider."""
-        rows = (self._replicas[provider].row() for provider in sorted(self._replicas))
-        return tuple(row for row in rows if row is not None)
+    def vector(self, interest: Interest = EVERYTHING) -> tuple[HeadRow, ...]:
+        """The heads that are held, of providers that may have names within `interest`, in order of provider."""
+        rows = [row for replica in self._within(interest) if (row := replica.row()) is not None]
+        rows.sort(key=lambda row: row.provider)
+        return tuple(rows)
 
-    def digest(self) -> bytes:
+    def digest(self, interest: Interest = EVERYTHING) -> bytes:
         """SHA-256 over provider, seq and head hash of the vector: equal where the same heads are held, 32 bytes."""
-        if self._digest is None:
-            total = hashlib.sha256()
-            for row in self.vector():
-                seq = 0 if row.head == FORKED else row.seq
-                total.update(row.provider + seq.to_bytes(8, "big") + row.head)
-            self._digest = total.digest()
-        return self._digest
+        found = self._digests.get(interest)
+        if found is None:
+            marks = sorted(replica.mark() for replica in self._within(interest))
+            if len(self._digests) >= DIGESTS_MAX:
+                self._digests.clear()
+            found = self._digests[interest] = hashlib.sha256(b"".join(marks)).digest()
+        return found
+
+    def _within(self, interest: Interest) -> Iterable[Replica]:
+        replicas = self._replicas.values()
+        if interest.is_everything:
+            return replicas
+        return [replica for replica in replicas if interest.overlaps(replica.prefix)]
 
     def entries(self, provider: bytes, slots: Sequence[int]) -> list[bytes]:
         """The encoded entries in these slots, in this order; those that are not held are left out."""
@@ -171,7 +180,7 @@ class Catalogue:
             return Standing.KNOWN
         replica.announced, replica.grant = seen, grant
         if replica.accept_same_root():
-            self._digest = None
+            self._digests.clear()
             return Standing.HELD
         return Standing.LAGGING
 
@@ -257,7 +266,7 @@ class Catalogue:
         for prefix in intake.prefixes:
             self._claims[prefix].add(intake.provider)
         replica.accept_same_root()
-        self._digest = None
+        self._digests.clear()
         return applied
 
     def _check_room(self, replica: Replica, head: Head) -> None:
@@ -342,7 +351,7 @@ class Catalogue:
     def drop(self, provider: bytes) -> None:
         """Forget all about a provider."""
         replica = self._replicas.pop(provider, None)
-        self._digest = None
+        self._digests.clear()
         if replica is not None:
             self._forget_entries(replica)
 
@@ -358,7 +367,7 @@ class Catalogue:
 
     def _forget_entries(self, replica: Replica) -> None:
         self._entries -= replica.slots
-        self._digest = None
+        self._digests.clear()
         for prefix in replica.prefixes:
             self._claims[prefix].discard(replica.provider)
             if not self._claims[prefix]:

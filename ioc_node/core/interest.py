@@ -7,6 +7,7 @@ it contains one, because the names of such a provider may lie within. So whoever
 is within it.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Sequence
@@ -51,7 +52,7 @@ class Interest:
 
     def covers(self, prefix: str) -> bool:
         """Whether all names with this prefix lie within."""
-        return any(one in self._within for one in _ways_up(prefix))
+        return not self._within.isdisjoint(_ways_up(prefix))
 
     def overlaps(self, prefix: str) -> bool:
         """Whether names with this prefix may lie within."""
@@ -59,7 +60,7 @@ class Interest:
 
     def covers_area(self, area: str) -> bool:
         """As `covers`, of a prefix or the beginning of an identifier (`ioc:…`)."""
-        return self.covers(area.removeprefix("ioc:").partition("/")[0])
+        return self.covers(area[: limits.CID_BYTES_MAX].removeprefix("ioc:").partition("/")[0])
 
     def covers_places(self, areas: Sequence[str]) -> bool:
         """Whether everything within these areas lies within; no area means anywhere."""
@@ -89,13 +90,14 @@ class Interest:
         return f"Interest({str(self)!r})"
 
 
-def _ways_up(prefix: str) -> list[str]:
+@functools.lru_cache(maxsize=1 << 14)
+def _ways_up(prefix: str) -> tuple[str, ...]:
     """What covers a prefix: itself and all above it, the kind of its node among them."""
     labels = prefix.split(".", LABELS_MAX) if prefix else []
     found = ["", *(".".join(labels[:count]) for count in range(1, len(labels) + 1))]
     if len(labels) > 1:
         found.append(f"{labels[0]}.{labels[1][:1]}")
-    return found
+    return tuple(found)
 
 
 def _covers(outer: str, inner: str) -> bool:

@@ -14,6 +14,7 @@ from ioc_node.core.slots import SlotTable
 from ioc_node.core.tree import MerkleTree
 from ioc_wire import limits
 from ioc_wire.authority import Grant
+from ioc_wire.cid import self_certified_prefix
 from ioc_wire.gossip import HeadNews, HeadRow
 from ioc_wire.records import Head, StatusBatch
 from ioc_wire.signed import Signed
@@ -57,6 +58,7 @@ class Replica:
 
     def __init__(self, provider: bytes) -> None:
         self.provider = provider
+        self._own_prefix = self_certified_prefix(provider)
         self.grant: Grant | None = None
         self.announced: Seen | None = None
         self.held: Seen | None = None
@@ -65,6 +67,11 @@ class Replica:
         self.fork: tuple[Seen, Seen] | None = None
         self.prefixes: set[str] = set()
         self.base = Base(0, SlotTable(), MerkleTree())
+
+    @property
+    def prefix(self) -> str:
+        """Where its names lie: the prefix that it was granted, its self-certified one where it was granted none."""
+        return self.grant.prefix if self.grant is not None else self._own_prefix
 
     @property
     def lagging(self) -> bool:
@@ -125,6 +132,14 @@ class Replica:
         if self.held is None:
             return None
         return HeadRow(self.provider, self.held.head.seq, self.held.hash, self.status_seq)
+
+    def mark(self) -> bytes:
+        """Its part of a catalogue's digest, 72 bytes: provider, seq and head hash; empty while nothing of it is held."""
+        if self.fork is not None:
+            return self.provider + bytes(8) + FORKED
+        if self.held is None:
+            return b""
+        return self.provider + self.held.head.seq.to_bytes(8, "big") + self.held.hash
 
     def is_alive(self, slot: int) -> bool:
         return self.base.table.is_alive(slot)

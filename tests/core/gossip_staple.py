@@ -30,12 +30,12 @@ def chain_of(name: str, prefix: str, until: int = UNIX + 86400) -> tuple[Signed,
 
 
 class Provider:
-    """A provider of the prefix `cn.r3301.NUMBER`; its head travels by hand."""
+    """A provider of the prefix `cn.NODE.NUMBER`; its head travels by hand."""
 
-    def __init__(self, name: str, number: int) -> None:
+    def __init__(self, name: str, number: int, node: str = "r3301") -> None:
         self.name, self.key = name, key_of(name)
         self.public = public_bytes(self.key)
-        self.prefix = f"cn.r3301.{number}"
+        self.prefix = f"cn.{node}.{number}"
         self.chain = chain_of(name, self.prefix)
         self.own = OwnCatalogue(self.key)
 
