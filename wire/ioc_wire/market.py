@@ -65,11 +65,13 @@ class Removal(Message, frozen=True):
 
 
 class FindOffers(Message, tag=20, frozen=True):
-    """Demand query to a core node. Answer: `OffersFound`."""
+    """Demand query to a core node. Answer: `OffersFound`. A core node that replicates only a part, and not all that
+    the demand allows, asks another one, with `forwarded` set: that one answers from what it holds."""
 
     demand: Demand
     policy: Name
     limit: Annotated[int, msgspec.Meta(ge=1, le=limits.OFFERS_MAX)] = 32
+    forwarded: bool = False
 
 
 class OffersFound(Message, tag=21, frozen=True):
@@ -133,10 +135,11 @@ class RttMeasured(Message, tag=26, frozen=True):
 
 class ResolveRecord(Message, tag=27, frozen=True):
     """Ask a core node for the record of one identifier, of `version_min` or later: the newest of its catalogue and of
-    what it holds in the DHT. Answer: `RecordResolved`, or `NotFound`."""
+    what it holds in the DHT. Answer: `RecordResolved`, or `NotFound`. `forwarded` as in `FindOffers`."""
 
     cid: Annotated[str, msgspec.Meta(max_length=limits.CID_BYTES_MAX)]
     version_min: UInt = 0
+    forwarded: bool = False
 
 
 class RecordResolved(Message, tag=28, frozen=True):
