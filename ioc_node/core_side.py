@@ -27,6 +27,8 @@ class CoreSide:
         self._changed: dict[bytes, set[int] | None] = {}
         self._change = trio.Event()
         self._patching = False
+        self._table = trio.Lock()
+        """Queries and patches take turns, in order of arrival."""
         self.gossip.on_changed(self._note_change)
         self.gossip.on_status(self.engine.patch_status)
 
@@ -57,15 +59,17 @@ class CoreSide:
 
     async def answer(self, message: FindOffers) -> OffersFound:
         """Offers from this node's own catalogue. Raises `NotFound` for an unknown policy."""
-        return await run_with_pauses(
-            self.engine.finding(
-                message.demand,
-                message.policy,
-                message.limit,
-                unix=time.time(),
-                settled=not self._changed and not self._patching,
+        async with self._table:
+            return await run_with_pauses(
+                self.engine.finding(
+                    message.demand,
+                    message.policy,
+                    message.limit,
+                    unix=time.time(),
+                    settled=not self._changed and not self._patching,
+                    explain=message.explain,
+                )
             )
-        )
 
     def _note_change(self, provider: bytes, slots: tuple[int, ...] | None) -> None:
         known = self._changed.setdefault(provider, set())
@@ -84,7 +88,9 @@ class CoreSide:
                 provider = next(iter(self._changed))
                 slots = self._changed.pop(provider)
                 chosen = sorted(slots) if slots is not None else None
-                await run_with_pauses(self.engine.patching(provider, chosen))
+                for piece in self.engine.pieces(provider, chosen):
+                    async with self._table:
+                        await run_with_pauses(piece)
             self._patching = False
             self._change = trio.Event()
 

@@ -1,24 +1,23 @@
 """The query's table: one row per host record, one NumPy array per column, patched as gossip arrives.
 
-What is the same for a whole rack is interned: a row holds the number of its *kind* (place, accelerators) and of its
-*traits* (runtimes, services, architecture), and a condition on them is decided once per number instead of once per
-row. A condition reads `table.kinds["shape"][kinds]` or `table["memory"][rows]`; `table.kinds_of(rows)` leads from one
-to the other. Uses are counted, so that what no row refers to any more is freed.
+What is the same for many hosts is interned (`ioc_node.market.kinds`). A condition reads `table.kinds["shape"][kinds]`
+or `table["memory"][rows]`, with an array of row numbers or a slice; `table.kinds_of(rows)` leads from one to the other.
 
-Rows come into sight together: they are staged, a few at a time, and swapped for their predecessors at once.
+A row is staged out of sight and then swapped for its predecessor, so that a host that changes is never missing.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ioc_node.core.replica import HeldStatus
+from ioc_node.market.kinds import Interned, Kinds, Mask, Rows, Traits, longer
 from ioc_node.market.pricing import prices_of
 from ioc_wire.limits import STATUS_ROWS_MAX
-from ioc_wire.records import Accelerator, ResourceRecord
+from ioc_wire.records import ResourceRecord
 
 GROUPS_MAX: Final = 8
 """Accelerator groups of one record, as the wire allows."""
@@ -26,18 +25,9 @@ QUANTITY_MAX: Final = 1 << 40
 """Larger quantities and prices are cut down to this, so that no sum of products leaves 64 bits or a double."""
 MILLI_MAX: Final = (1 << 31) - 1
 """Free thousandths of one accelerator group are cut down to this."""
+ZONE_ROWS: Final = 1 << 14
+"""Rows for which the smallest value of a column is known together."""
 
-Rows = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-V = TypeVar("V")
-
-_KIND: Final[dict[str, Any]] = {
-    "reachable": np.bool_,
-    "class": np.int32,
-    "city": np.int32,
-    "pool": np.int32,
-    "shape": np.int32,
-}
 _ROW: Final[dict[str, Any]] = {
     "kind": np.int32,
     "traits": np.int32,
@@ -53,132 +43,19 @@ _ROW: Final[dict[str, Any]] = {
     "accelerator_hour": np.int64,
     "gib_hour": np.int64,
     "task_price": np.int64,
+    "core_hour_now": np.int64,
     "fresh_until": np.float64,
     "free_cores": np.int64,
     "free_memory": np.int64,
     "queued": np.int64,
-    "price_now": np.int64,
     "status_row": np.int32,
 }
+ZONED: Final = ("expires", "cores", "memory", "disk", "seconds")
 
 
 def tie_of(cid: str) -> int:
     """What orders equals, the same on every node: the first 64 bits of SHA-256 of the identifier."""
     return int.from_bytes(hashlib.sha256(cid.encode()).digest()[:8], "big")
-
-
-class Interned(Generic[V]):
-    """Distinct values with small numbers; a number is used again once nothing refers to it."""
-
-    def __init__(self) -> None:
-        self.values: list[V | None] = []
-        self._numbers: dict[V, int] = {}
-        self._uses: list[int] = []
-        self._free: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def take(self, value: V) -> int:
-        """The number of a value, referred to once more."""
-        found = self._numbers.get(value)
-        if found is None:
-            if self._free:
-                found = self._free.pop()
-                self.values[found] = value
-            else:
-                found = len(self.values)
-                self.values.append(value)
-                self._uses.append(0)
-            self._numbers[value] = found
-        self._uses[found] += 1
-        return found
-
-    def release(self, number: int, times: int = 1) -> bool:
-        """Refer to a number less often; whether it became free."""
-        self._uses[number] -= times
-        if self._uses[number]:
-            return False
-        value = self.values[number]
-        assert value is not None
-        del self._numbers[value]
-        self.values[number] = None
-        self._free.append(number)
-        return True
-
-    def test(self, accepts: Callable[[V], bool]) -> Mask:
-        """Which values are accepted, to be indexed by a column."""
-        found = (value is not None and accepts(value) for value in self.values)
-        return np.fromiter(found, np.bool_, len(self.values))
-
-
-class Kinds:
-    """The distinct kinds, one column per attribute; `count` says how many rows in sight are of each."""
-
-    def __init__(self) -> None:
-        self.columns: dict[str, npt.NDArray[Any]] = {name: np.zeros(16, kind) for name, kind in _KIND.items()}
-        self.count: npt.NDArray[np.int64] = np.zeros(16, np.int64)
-        self.first: npt.NDArray[np.int64] = np.full(16, -1, np.int64)
-        """The row in sight with the smallest tie; -1 where it has to be looked for."""
-        self.classes: Interned[str] = Interned()
-        self.cities: Interned[str] = Interned()
-        self.pools: Interned[str] = Interned()
-        self.shapes: Interned[tuple[Accelerator, ...]] = Interned()
-        self._known: Interned[tuple[bool, str, tuple[Accelerator, ...]]] = Interned()
-
-    def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        return self.columns[name]
-
-    def __len__(self) -> int:
-        """Numbers in use or free: the length that an array indexed by kind has to have."""
-        return len(self._known.values)
-
-    def take(self, record: ResourceRecord, reachable: bool) -> int:
-        """The number of a record's kind, referred to once more."""
-        key = (reachable, "/".join(record.cid.split("/")[:4]), record.accelerators)
-        before = len(self._known)
-        number = self._known.take(key)
-        if len(self._known) > before:
-            self._enter(number, key)
-        return number
-
-    def _enter(self, number: int, key: tuple[bool, str, tuple[Accelerator, ...]]) -> None:
-        if number >= len(self.count):
-            self.count = _longer(self.count, number + 1)
-            self.first = _longer(self.first, number + 1)
-            for name, column in self.columns.items():
-                self.columns[name] = _longer(column, number + 1)
-        self.count[number], self.first[number] = 0, -1
-        reachable, pool, shape = key
-        self.columns["reachable"][number] = reachable
-        _, resource_class, city, *_ = pool.split("/")
-        values = (resource_class, city, pool, shape)
-        for (name, interned), value in zip(self._words(), values, strict=True):
-            self.columns[name][number] = interned.take(value)
-
-    def release(self, number: int, times: int = 1) -> bool:
-        """Refer to a kind less often; whether it became free."""
-        if not self._known.release(number, times):
-            return False
-        for name, interned in self._words():
-            interned.release(int(self.columns[name][number]))
-        return True
-
-    def _words(self) -> tuple[tuple[str, Interned[Any]], ...]:
-        return (
-            ("class", self.classes),
-            ("city", self.cities),
-            ("pool", self.pools),
-            ("shape", self.shapes),
-        )
-
-
-class Traits(NamedTuple):
-    """What software and processor a host offers."""
-
-    runtimes: tuple[str, ...]
-    services: tuple[str, ...]
-    architecture: str
 
 
 class Table:
@@ -188,11 +65,13 @@ class Table:
         self.kinds = Kinds()
         self.live: Mask = np.zeros(64, np.bool_)
         self.columns: dict[str, npt.NDArray[Any]] = {name: np.zeros(64, kind) for name, kind in _ROW.items()}
-        self.free_accelerators: npt.NDArray[np.int32] = np.zeros((64, GROUPS_MAX), np.int32)
+        self.free_accelerators: npt.NDArray[np.int32] = np.zeros((GROUPS_MAX, 64), np.int32)
+        """Thousandths, by group and row."""
         self.owners: Interned[bytes] = Interned()
         self.traits: Interned[Traits] = Interned()
         self.version = 0
         """Grows when rows come into sight or go out of it."""
+        self._least: dict[str, Rows] = {name: np.full(1, QUANTITY_MAX, np.int64) for name in ZONED}
         self._used = 0
         self._free: list[int] = []
         self._rows: dict[bytes, npt.NDArray[np.int32]] = {}
@@ -210,7 +89,18 @@ class Table:
         """Rows in sight."""
         return int(self.kinds.count.sum())
 
-    def kinds_of(self, rows: Rows) -> npt.NDArray[np.int32]:
+    def slots_of(self, provider: bytes) -> int:
+        """One more than the highest slot of which there is, or was, a row in sight."""
+        return len(self._rows.get(provider, ()))
+
+    def has_at_least(self, column: str, least: int, start: int, end: int) -> bool:
+        """Whether all rows in sight from `start` to before `end` have so much, as far as is known without a look at
+        them. Of the zoned columns only.
+        """
+        zones = self._least[column][start // ZONE_ROWS : (end - 1) // ZONE_ROWS + 1]
+        return bool((zones >= least).all())
+
+    def kinds_of(self, rows: Rows | slice) -> npt.NDArray[np.int32]:
         found: npt.NDArray[np.int32] = self.columns["kind"][rows]
         return found
 
@@ -240,7 +130,8 @@ class Table:
                 _bounded(record.memory_mib),
                 _bounded(record.storage_mib),
                 _bounded(record.task_seconds_max),
-                *map(_bounded, prices_of(record.prices)),
+                *(prices := tuple(map(_bounded, prices_of(record.prices)))),
+                prices[0],
                 0.0,
             )
             for name, value in zip(_ROW, values, strict=False):
@@ -252,59 +143,46 @@ class Table:
         """Forget rows that never came into sight."""
         self._release(np.array(rows, np.int64))
 
-    def swap(self, provider: bytes, slots: Sequence[int] | None, staged: Sequence[int]) -> None:
-        """Take the rows of these slots (None: all of the provider's) out of sight, and bring `staged` in, at once."""
+    def swap(self, provider: bytes, slots: Sequence[int], staged: Sequence[int]) -> None:
+        """Take the rows of these slots out of sight and bring `staged`, which are for some of them, in, at once."""
         known = self._rows.get(provider, np.zeros(0, np.int32))
-        rows = np.array(staged, np.int64)
+        rows, gone = np.array(staged, np.int64), np.array(slots, np.int64)
         new_slots = self.columns["slot"][rows]
-        count = max(len(known), int(new_slots.max()) + 1 if len(rows) else 0)
-        mine = np.full(count, -1, np.int32)
+        mine = np.full(max(len(known), int(new_slots.max(initial=-1)) + 1), -1, np.int32)
         mine[: len(known)] = known
-        gone = np.arange(len(known)) if slots is None else np.array([n for n in slots if n < len(known)], int)
+        gone = gone[gone < len(known)]
         old = mine[gone].astype(np.int64)
         old = old[old >= 0]
         mine[gone] = -1
         mine[new_slots] = rows
-        self._hide(old)
-        self._show(rows)
+        self._regroup(old, rows)
+        self._release(old)
         self.version += 1
         if (mine >= 0).any():
             self._rows[provider] = mine
         else:
             self._rows.pop(provider, None)
 
-    def _hide(self, rows: Rows) -> None:
-        kinds = self.kinds_of(rows)
-        self.live[rows] = False
-        np.subtract.at(self.kinds.count, kinds, 1)
-        self.kinds.first[kinds[self.kinds.first[kinds] == rows]] = -1
-        self._release(rows)
-
-    def _show(self, rows: Rows) -> None:
-        firsts = self._firsts_of(rows)
-        kinds, ties = self.kinds_of(firsts), self.columns["tie"]
-        known = self.kinds.first[kinds]
-        first = (self.kinds.count[kinds] == 0) | ((known >= 0) & (ties[firsts] < ties[known]))
-        self.kinds.first[kinds[first]] = firsts[first]
-        self.live[rows] = True
-        np.add.at(self.kinds.count, self.kinds_of(rows), 1)
-
-    def _firsts_of(self, rows: Rows) -> Rows:
-        """Of each kind among `rows` the one with the smallest tie."""
-        ordered = rows[np.argsort(self.columns["tie"][rows])]
-        _, at = np.unique(self.kinds_of(ordered), return_index=True)
-        return ordered[at]
+    def _regroup(self, hidden: Rows, shown: Rows) -> None:
+        """Bring rows out of sight and into it, kind by kind."""
+        self.live[hidden], self.live[shown] = False, True
+        for name, least in self._least.items():
+            np.minimum.at(least, shown // ZONE_ROWS, self.columns[name][shown])
+        came = shown[np.argsort(self.kinds_of(shown), kind="stable")]
+        numbers, starts = np.unique(self.kinds_of(came), return_index=True)
+        new = dict(zip(numbers.tolist(), np.split(came.astype(np.int32), starts[1:]), strict=bool(len(came))))
+        left = set(np.unique(self.kinds_of(hidden)).tolist())
+        kinds, ties = self.kinds, self.columns["tie"]
+        for number in left | new.keys():
+            rows = kinds.rows[number]
+            if number in left:
+                rows = rows[self.live[rows]]
+            if number in new:
+                rows = np.concatenate([rows, new[number]])
+            kinds.put_rows(number, rows, int(rows[ties[rows].argmin()]) if len(rows) else -1)
 
     def first_rows(self, kinds: Rows) -> Rows:
         """The row in sight with the smallest tie, of each of these kinds."""
-        unknown = kinds[self.kinds.first[kinds] < 0]
-        if len(unknown):
-            sought = np.zeros(len(self.kinds), np.bool_)
-            sought[unknown] = True
-            used = slice(0, self._used)
-            rows = np.flatnonzero(self.live[used] & sought[self.columns["kind"][used]])
-            firsts = self._firsts_of(rows)
-            self.kinds.first[self.kinds_of(firsts)] = firsts
         found: Rows = self.kinds.first[kinds]
         return found
 
@@ -324,10 +202,13 @@ class Table:
     def _grow(self, count: int) -> None:
         if count <= len(self.live):
             return
-        self.live = _longer(self.live, count)
+        self.live = longer(self.live, count)
         for name, column in self.columns.items():
-            self.columns[name] = _longer(column, count)
-        self.free_accelerators = _longer(self.free_accelerators, count)
+            self.columns[name] = longer(column, count)
+        self.free_accelerators = longer(self.free_accelerators, count)
+        zones = len(self.live) // ZONE_ROWS + 1
+        for name, least in self._least.items():
+            self._least[name] = np.append(least, np.full(zones - len(least), QUANTITY_MAX, np.int64))
 
     # -- status
 
@@ -355,22 +236,16 @@ class Table:
             ("free_cores", (line.free_cores_milli for line in lines)),
             ("free_memory", (line.free_memory_mib for line in lines)),
             ("queued", (line.queued for line in lines)),
-            ("price_now", (line.price_micro for line in lines)),
         ):
             bounded = np.fromiter(map(_bounded, values), np.int64, len(lines))
             patch[column][rows] = bounded[known]
-        free = np.zeros((len(lines), GROUPS_MAX), np.int32)
+        now = np.fromiter((_bounded(line.price_micro) for line in lines), np.int64, len(lines))[known]
+        patch["core_hour_now"][rows] = np.where(now > 0, now, patch["core_hour"][rows])
+        free = np.zeros((GROUPS_MAX, len(lines)), np.int32)
         for n, line in enumerate(lines):
             if groups := line.free_accelerators_milli:
-                free[n, : len(groups)] = [min(milli, MILLI_MAX) for milli in groups]
-        self.free_accelerators[rows] = free[known]
-
-
-def _longer(column: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
-    room = max(count, len(column) * 5 // 4)
-    longer = np.zeros((room, *column.shape[1:]), column.dtype)
-    longer[: len(column)] = column
-    return longer
+                free[: len(groups), n] = [min(milli, MILLI_MAX) for milli in groups]
+        self.free_accelerators[:, rows] = free[:, known]
 
 
 def _bounded(value: int) -> int:

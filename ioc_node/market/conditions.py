@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ioc_node.market.columns import GROUPS_MAX, Mask, Rows, Table, Traits, tie_of
+from ioc_node.market.columns import GROUPS_MAX, ZONED, Table, tie_of
+from ioc_node.market.kinds import Mask, Rows, Traits
 from ioc_node.market.pricing import cores_milli, format_micro
 from ioc_wire.cid import prefix_covers
 from ioc_wire.market import Demand
@@ -22,14 +23,16 @@ Amounts = npt.NDArray[np.int64]
 
 
 class Condition(NamedTuple):
-    """`keeps` says which rows pass, or which kinds of row where it is one on `kinds`. Of what does not pass, the
-    nearest miss has the largest of `amounts` (all the same where there are none), and `words` describes it.
+    """`keeps` says which rows pass (of an array of row numbers, or of a slice), or which kinds of row where it is one
+    on `kinds`. Of what does not pass, the nearest miss has the largest of `amounts` (all the same where there are
+    none), and `words` describes it. `floor` is a zoned column and the least that passes, where that is all of it.
     """
 
     name: str
-    keeps: Callable[[Rows], Mask]
+    keeps: Callable[[Rows | slice], Mask]
     words: Callable[[int], str]
     amounts: Callable[[Rows], Amounts] | None = None
+    floor: tuple[str, int] | None = None
 
 
 def kind_conditions(demand: Demand, table: Table) -> Iterator[Condition]:
@@ -55,7 +58,10 @@ def row_conditions(demand: Demand, table: Table, *, unix: float) -> Iterator[Con
     if any(map(_is_host, limits.deny)):
         yield _named(table, "deny", limits.deny, allowed=False)
     yield Condition(
-        "record", lambda rows: table["expires"][rows] > unix, _text("has a record that has expired")
+        "record",
+        lambda rows: table["expires"][rows] > unix,
+        _text("has a record that has expired"),
+        floor=("expires", int(unix) + 1),
     )
     yield Condition(
         "status", lambda rows: table["fresh_until"][rows] > unix, _text("has not told its status of late")
@@ -115,7 +121,7 @@ def _named(table: Table, name: str, items: Sequence[str], *, allowed: bool) -> C
 
     accepted = table.kinds.pools.test(covered)
 
-    def keeps(rows: Rows) -> Mask:
+    def keeps(rows: Rows | slice) -> Mask:
         kinds = table.kinds_of(rows) if hosts else rows
         mask: Mask = accepted[table.kinds["pool"][kinds]]
         if hosts:
@@ -176,26 +182,20 @@ def _at_least(
         lambda rows: columns[column][rows] >= least,
         lambda row: f"has {int(columns[column][row]) / unit:.12g} of the {least / unit:.12g} {words}",
         lambda rows: columns[column][rows],
+        (column, least) if column in ZONED else None,
     )
-
-
-def core_hour_now(table: Table, rows: Rows) -> Amounts:
-    """Price of a core-hour: the status row's where it names one, else the record's."""
-    now = table["price_now"][rows]
-    chosen: Amounts = np.where(now > 0, now, table["core_hour"][rows])
-    return chosen
 
 
 def _price(most: int, table: Table) -> Condition:
     def words(row: int) -> str:
-        price = int(core_hour_now(table, np.array([row]))[0])
+        price = int(table["core_hour_now"][row])
         return f"costs {format_micro(price)} per core-hour, at most {format_micro(most)} is paid"
 
     return Condition(
         "price",
-        lambda rows: core_hour_now(table, rows) <= most,
+        lambda rows: table["core_hour_now"][rows] <= most,
         words,
-        lambda rows: -core_hour_now(table, rows),
+        lambda rows: -table["core_hour_now"][rows],
     )
 
 
@@ -216,22 +216,22 @@ class AcceleratorFit:
                 groups := [[g for g, there in enumerate(shape) if _serves(there, item)] for item in wanted]
             )
         }
-        self._totals = np.zeros((len(shapes), GROUPS_MAX), np.int64)
-        self._serving = np.zeros((len(shapes), GROUPS_MAX), np.bool_)
+        self._totals: Amounts = np.zeros((len(shapes), GROUPS_MAX), np.int64)
+        self._serving: Mask = np.zeros((len(shapes), GROUPS_MAX), np.bool_)
         for number, groups in self._groups.items():
             there = [min(one.count, 1 << 30) * 1000 for one in shapes[number]]
             self._totals[number, : len(there)] = there
             self._serving[number, groups[0]] = True
         self._most = np.array([_most(shape, wanted[0]) for shape in shapes], np.int64)
 
-    def ever(self, kinds: Rows) -> Mask:
+    def ever(self, kinds: Rows | slice) -> Mask:
         """Which kinds have them at all."""
         return self._fits(self._table.kinds["shape"][kinds], None)
 
-    def now(self, rows: Rows) -> Mask:
+    def now(self, rows: Rows | slice) -> Mask:
         """Which rows have them free."""
         table = self._table
-        return self._fits(table.kinds["shape"][table.kinds_of(rows)], table.free_accelerators[rows])
+        return self._fits(table.kinds["shape"][table.kinds_of(rows)], table.free_accelerators[:, rows])
 
     def amounts(self, kinds: Rows) -> Amounts:
         """How many of the first item's kind there are."""
@@ -253,8 +253,8 @@ class AcceleratorFit:
             if groups is None:
                 continue
             chosen = np.flatnonzero(shapes == number)
-            total = self._totals[number]
-            left = np.tile(total, (len(chosen), 1)) if free is None else np.minimum(total, free[chosen])
+            total = self._totals[number][:, np.newaxis]
+            left = np.tile(total, len(chosen)) if free is None else np.minimum(total, free[:, chosen])
             fits[chosen] = self._take(left, groups)
         return fits
 
@@ -262,19 +262,23 @@ class AcceleratorFit:
         """One item: any group that serves it alone will do, and all rows are asked at once."""
         least = self._wanted[0].count_milli
         enough = (self._totals >= least) & self._serving
+        groups = np.flatnonzero(enough.any(axis=0))
+        if free is not None and len(groups) == 1:
+            there: Mask = free[int(groups[0])] >= least  # only rows whose kind has enough are asked for
+            return there
         fits: Mask = np.zeros(len(shapes), np.bool_)
-        for group in np.flatnonzero(enough.any(axis=0)):
+        for group in groups:
             can = enough[:, group][shapes]
-            fits |= can if free is None else can & (free[:, group] >= least)
+            fits |= can if free is None else can & (free[group] >= least)
         return fits
 
     def _take(self, left: npt.NDArray[np.int64], groups: list[list[int]]) -> Mask:
-        served: Mask = np.ones(len(left), np.bool_)
+        served: Mask = np.ones(left.shape[1], np.bool_)
         for item, candidates in zip(self._wanted, groups, strict=True):
-            taken: Mask = np.zeros(len(left), np.bool_)
+            taken: Mask = np.zeros(left.shape[1], np.bool_)
             for group in candidates:
-                can = ~taken & (left[:, group] >= item.count_milli)
-                left[can, group] -= item.count_milli
+                can = ~taken & (left[group] >= item.count_milli)
+                left[group, can] -= item.count_milli
                 taken |= can
             served &= taken
         return served

@@ -3,12 +3,12 @@
 The answer depends on the catalogue and the time alone: two core nodes that hold the same heads and status answer the
 same demand with the same bytes. Only hosts (records of type `node`) with an address are offered; aggregates are not.
 
-Nothing here takes long at once: a query and a patch are generators of steps (`ioc_node.core.steps`). A query first
-decides which kinds of row can serve, then goes through the rows block by block. Where rows came into sight meanwhile
-it begins again, a few times at most.
+Nothing here takes long at once: a query and the pieces of a patch are generators of steps (`ioc_node.core.steps`). Of
+these only one goes on at a time; between them `patch_status` may be called.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from itertools import groupby, islice
 from typing import Final
 
 import structlog
@@ -32,13 +32,14 @@ log = structlog.get_logger()
 CANDIDATES_MIN: Final = 64
 """So many rows at least, the cheapest, are given to the policy."""
 STEP_RECORDS: Final = 64
-SCANS_MAX: Final = 3
+STEP_OFFERS: Final = 32
+PIECE_SLOTS: Final = 256
 UNSETTLED: Final = bytes(32)
 """The digest of an answer from a table that is behind its catalogue."""
 
 
 class QueryEngine:
-    """Answers demands from columns over `catalogue`. Tell it of every change with `patch` (or `patching`) and
+    """Answers demands from columns over `catalogue`. Tell it of every change with `patch` (or `pieces`) and
     `patch_status`.
     """
 
@@ -58,31 +59,36 @@ class QueryEngine:
 
     def patch(self, provider: bytes, slots: Sequence[int] | None) -> None:
         """Identifiers of `provider` in `slots` came, changed or went (None: any of them)."""
-        run_through(self.patching(provider, slots))
+        for piece in self.pieces(provider, slots):
+            run_through(piece)
 
-    def patching(self, provider: bytes, slots: Sequence[int] | None) -> Generator[None, None, None]:
-        """`patch` in steps; the rows come into sight together, with the last. One at a time."""
+    def pieces(self, provider: bytes, slots: Sequence[int] | None) -> Iterator[Generator[None, None, None]]:
+        """`patch` in pieces, each in steps; between pieces a query may go first. One patch at a time."""
+        if slots is None:
+            replica = self._catalogue.replica(provider)
+            slots = range(max(self._table.slots_of(provider), replica.slots if replica is not None else 0))
+        for part, mine in groupby(slots, lambda slot: slot // limits.STATUS_ROWS_MAX):
+            while piece := list(islice(mine, PIECE_SLOTS)):
+                yield self._patching(provider, part, piece)
+
+    def _patching(self, provider: bytes, part: int, slots: Sequence[int]) -> Generator[None, None, None]:
         staged: list[int] = []
         swapped = False
         try:
             replica = self._catalogue.replica(provider)
-            if replica is not None:
-                chosen = replica.living_slots() if slots is None else slots
-                for start in range(0, len(chosen), STEP_RECORDS):
-                    yield
-                    part = [slot for slot in chosen[start : start + STEP_RECORDS] if replica.is_alive(slot)]
-                    staged += self._table.stage(provider, self._hosts(replica, part))
+            alive = [slot for slot in slots if replica.is_alive(slot)] if replica is not None else []
+            for start in range(0, len(alive), STEP_RECORDS):
+                assert replica is not None
+                staged += self._table.stage(
+                    provider, self._hosts(replica, alive[start : start + STEP_RECORDS])
+                )
+                yield
             self._table.swap(provider, slots, staged)
             swapped = True
-            yield
+            self.patch_status(provider, part)
         finally:
             if not swapped:
                 self._table.unstage(staged)
-        if replica is not None:
-            touched = None if slots is None else {slot // limits.STATUS_ROWS_MAX for slot in slots}
-            for told in [told for told in replica.statuses if touched is None or told in touched]:
-                self.patch_status(provider, told)
-                yield
 
     def patch_status(self, provider: bytes, part: int) -> None:
         """`provider` has new status for one part of its slots."""
@@ -111,25 +117,35 @@ class QueryEngine:
         return run_through(self.finding(demand, policy, limit, unix=unix))
 
     def finding(
-        self, demand: Demand, policy: str, limit: int, *, unix: float, settled: bool = True
+        self,
+        demand: Demand,
+        policy: str,
+        limit: int,
+        *,
+        unix: float,
+        settled: bool = True,
+        explain: bool = True,
     ) -> Generator[None, None, OffersFound]:
-        """Ranked offers, at most `limit`, and per condition how many rows it removed. The digest is UNSETTLED where the
-        table is not `settled`. Raises `NotFound` for a policy that is not installed here.
+        """Ranked offers, at most `limit`, and per condition how many rows it removed; the nearest misses only where
+        there is no offer, or to `explain`. The digest is UNSETTLED where the table is not `settled`. Raises `NotFound`
+        for a policy that is not installed here.
         """
         try:
             rank = load_policy(policy)
         except UsageError as error:
             raise NotFound(str(error)) from None
-        scan, table = Scan(demand, self._table, unix=unix, count=max(CANDIDATES_MIN, 2 * limit)), self._table
-        for _ in range(SCANS_MAX - 1):
-            if (yield from scan.run()):
-                break
-            scan = Scan(demand, table, unix=unix, count=scan.count)
-        else:
-            run_through(scan.run())
-        rows = scan.cheapest()
-        offers = [offer for row in rows if (offer := self._offer(int(row), demand)) is not None]
+        scan = Scan(demand, self._table, unix=unix, count=max(CANDIDATES_MIN, 2 * limit))
+        yield from scan.run()
+        offers: list[Offer] = []
+        for number, row in enumerate(scan.cheapest().tolist()):
+            if number % STEP_OFFERS == STEP_OFFERS - 1:
+                yield
+            if (offer := self._offer(row, demand)) is not None:
+                offers.append(offer)
+        yield
         ranked = rank(offers, Context(demand))[: min(limit, limits.OFFERS_MAX)]
+        if explain or not ranked:
+            yield from scan.explain()
         removals = scan.removals(self._name_of)
         digest = self._catalogue.digest() if settled else UNSETTLED
         return OffersFound(tuple(ranked), scan.considered, removals, digest)

@@ -1,4 +1,9 @@
-"""One pass of a demand over the table: what each condition removes, its nearest miss, and the cheapest of the rest."""
+"""One pass of a demand over the table: what each condition removes, its nearest miss, and the cheapest of the rest.
+
+Kinds of row are sifted first. Where few rows are of a kind that can serve, these are looked at one by one; else the
+table is gone through in blocks, column after column, and a condition that a whole block meets costs nothing. The
+nearest misses are looked for in a second pass, where somebody wants to know them.
+"""
 
 from collections.abc import Callable, Generator, Iterator
 from typing import Final, NamedTuple
@@ -6,20 +11,23 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ioc_node.market.columns import Rows, Table
+from ioc_node.market.columns import Table
 from ioc_node.market.conditions import (
     REASON_CHARS_MAX,
     Amounts,
     Condition,
-    core_hour_now,
     kind_conditions,
     row_conditions,
 )
+from ioc_node.market.kinds import Mask, Rows
 from ioc_node.market.pricing import accelerators_milli, cores_milli
 from ioc_wire.market import Demand, Removal
 
 BLOCK_ROWS: Final = 1 << 16
-"""Rows looked at between two pauses: one to two milliseconds."""
+"""Rows looked at between two pauses: about a millisecond."""
+SPARSE: Final = 8
+"""Where fewer than one in so many rows are left, they are looked at one by one."""
+_ROUNDED: Final = 1 + 1e-9
 
 
 class _Miss(NamedTuple):
@@ -44,116 +52,122 @@ class _Removed:
 
 
 class Scan:
-    """Of one demand, at `unix` seconds since 1970; the `count` cheapest rows are kept."""
+    """Of one demand, at `unix` seconds since 1970; the `count` cheapest rows are kept. No rows may come or go while it
+    lasts; their status may change.
+    """
 
     def __init__(self, demand: Demand, table: Table, *, unix: float, count: int) -> None:
-        self.count = count
         self.considered = table.living
         self._table = table
-        self._demand = demand
-        self._unix = unix
-        self._version = table.version
-        self._removed: list[_Removed] = []
+        self._count = count
+        self._on_kinds = [_Removed(one, of_kind=True) for one in kind_conditions(demand, table)]
+        self._on_rows = [_Removed(one, of_kind=False) for one in row_conditions(demand, table, unix=unix)]
+        self._price = _Price(demand, table)
         self._best: Rows = np.zeros(0, np.int64)
         self._estimates: npt.NDArray[np.float64] = np.zeros(0)
 
-    def run(self) -> Generator[None, None, bool]:
-        """Go through the table in steps. False where rows came or went meanwhile: begin again."""
-        serving = self._sift_kinds()
-        conditions = list(row_conditions(self._demand, self._table, unix=self._unix))
-        found = [_Removed(condition, of_kind=False) for condition in conditions]
-        if not self.considered:
-            return True
-        for start in range(0, len(self._table), BLOCK_ROWS):
+    def run(self) -> Generator[None, None, None]:
+        """Go through the table in steps."""
+        kinds = self._sift_kinds()
+        yield
+        for rows in self._parts(kinds):
+            if isinstance(rows, slice):
+                self._look_at_block(rows, self._serving(kinds))
+            else:
+                self._look_at_rows(rows, 0)
             yield
-            if self._table.version != self._version:
-                return False
-            self._look_at_block(start, serving, found)
-        self._removed += found
-        return True
+
+    def cheapest(self) -> Rows:
+        """The rows with the lowest estimates; among equals those with the smallest hash of their name."""
+        return self._best
+
+    @property
+    def matching(self) -> int:
+        """How many rows can serve the demand."""
+        return self.considered - sum(each.count for each in (*self._on_kinds, *self._on_rows))
 
     # -- kinds
 
-    def _sift_kinds(self) -> npt.NDArray[np.bool_]:
-        """Which kinds can serve."""
+    def _sift_kinds(self) -> Rows:
+        """The kinds that can serve."""
         kinds = self._table.kinds
-        serving = np.zeros(len(kinds), np.bool_)
         left = np.flatnonzero(kinds.count[: len(kinds)])
-        for condition in kind_conditions(self._demand, self._table):
+        for removed in self._on_kinds:
             if not len(left):
                 break
-            kept = condition.keeps(left)
-            removed = left[~kept]
-            if not len(removed):
-                continue
-            outcome = _Removed(condition, of_kind=True)
-            outcome.count = int(kinds.count[removed].sum())
-            self._note_miss(outcome, self._table.first_rows(_largest(condition, removed)), 0)
-            self._removed.append(outcome)
+            kept = removed.condition.keeps(left)
+            removed.count = int(kinds.count[left[~kept]].sum())
             left = left[kept]
-        serving[left] = True
+        return left
+
+    def _serving(self, kinds: Rows) -> Mask | None:
+        """Which kinds are among these, to be indexed by kind; None where all rows in sight are of one of them."""
+        every = self._table.kinds
+        if int(every.count[kinds].sum()) == self.considered:
+            return None
+        serving = np.zeros(len(every), np.bool_)
+        serving[kinds] = True
         return serving
+
+    def _parts(self, kinds: Rows) -> Iterator[Rows | slice]:
+        """The rows to look at: numbers of those of these kinds if they are few, or else slices of the table."""
+        every, rows = self._table.kinds, len(self._table)
+        if int(every.count[kinds].sum()) * SPARSE > rows:
+            yield from (slice(start, min(start + BLOCK_ROWS, rows)) for start in range(0, rows, BLOCK_ROWS))
+            return
+        part: list[npt.NDArray[np.int32]] = []
+        size = 0
+        for number in kinds.tolist():
+            part.append(every.rows[number])
+            size += len(part[-1])
+            if size >= max(BLOCK_ROWS // SPARSE, 1):
+                yield np.concatenate(part).astype(np.int64)
+                part, size = [], 0
+        if part:
+            yield np.concatenate(part).astype(np.int64)
 
     # -- rows
 
-    def _look_at_block(
-        self,
-        start: int,
-        serving: npt.NDArray[np.bool_],
-        found: list[_Removed],
-    ) -> None:
+    def _look_at_block(self, block: slice, serving: Mask | None) -> None:
         table = self._table
-        end = min(start + BLOCK_ROWS, len(table))
-        live, kinds = table.live[start:end], table["kind"][start:end]
-        rows = np.flatnonzero(live & serving[kinds]) + start
-        for outcome in found:
+        mask: Mask = table.live[block].copy()
+        if serving is not None:
+            mask &= serving[table["kind"][block]]
+        left = int(np.count_nonzero(mask))
+        for number, removed in enumerate(self._on_rows):
+            if left * SPARSE <= block.stop - block.start:
+                self._look_at_rows(np.flatnonzero(mask) + block.start, number)
+                return
+            floor = removed.condition.floor
+            if floor is not None and table.has_at_least(*floor, block.start, block.stop):
+                continue
+            mask &= removed.condition.keeps(block)
+            still = int(np.count_nonzero(mask))
+            removed.count += left - still
+            left = still
+        if len(self._best) >= self._count:
+            self._price.rule_out(mask, block, self._best, float(self._estimates.max()))
+        self._keep_cheapest(np.flatnonzero(mask) + block.start)
+
+    def _look_at_rows(self, rows: Rows, first: int) -> None:
+        for removed in self._on_rows[first:]:
             if not len(rows):
                 return
-            kept = outcome.condition.keeps(rows)
-            removed = rows[~kept]
-            if len(removed):
-                outcome.count += len(removed)
-                amounts = outcome.condition.amounts
-                most = int(amounts(removed).max()) if amounts is not None else 0
-                self._note_miss(outcome, _largest(outcome.condition, removed), most)
-                rows = rows[kept]
+            kept = rows[removed.condition.keeps(rows)]
+            removed.count += len(rows) - len(kept)
+            rows = kept
         self._keep_cheapest(rows)
 
-    def _note_miss(self, outcome: _Removed, rows: Rows, amount: int) -> None:
-        ties = self._table["tie"][rows]
-        at = int(np.argmin(ties))
-        miss = _Miss(amount, int(ties[at]), int(rows[at]))
-        if miss.is_nearer_than(outcome.miss):
-            outcome.miss = miss
-
-    # -- the cheapest
-
-    def _estimate(self, rows: Rows) -> npt.NDArray[np.float64]:
-        """What the demand costs: in floating point, which is enough to choose candidates; their prices are then
-        computed exactly.
-        """
-        table, demand = self._table, self._demand
-        per_hour = core_hour_now(table, rows) * (cores_milli(demand) / 1000)
-        if demand.resources.accelerators:
-            per_hour += table["accelerator_hour"][rows] * (accelerators_milli(demand) / 1000)
-        if demand.resources.memory_mib:
-            per_hour += table["gib_hour"][rows] * (demand.resources.memory_mib / 1024)
-        estimates: npt.NDArray[np.float64] = (
-            per_hour * (demand.wall_seconds / 3600) + table["task_price"][rows]
-        )
-        return estimates
-
     def _keep_cheapest(self, rows: Rows) -> None:
-        estimates = self._estimate(rows)
-        if len(self._best) >= self.count:
-            edge = self._estimates.max()
-            worth = estimates <= edge
+        estimates = self._price.estimate(rows)
+        if len(self._best) >= self._count:
+            worth = estimates <= self._estimates.max()
             rows, estimates = rows[worth], estimates[worth]
         rows, estimates = np.concatenate([self._best, rows]), np.concatenate([self._estimates, estimates])
-        if len(rows) > self.count:
-            edge = np.partition(estimates, self.count - 1)[self.count - 1]
+        if len(rows) > self._count:
+            edge = np.partition(estimates, self._count - 1)[self._count - 1]
             below, level = np.flatnonzero(estimates < edge), np.flatnonzero(estimates == edge)
-            missing = self.count - len(below)
+            missing = self._count - len(below)
             if len(level) > missing:
                 ties = self._table["tie"][rows[level]]
                 level = level[np.argpartition(ties, missing - 1)[:missing]]
@@ -161,23 +175,92 @@ class Scan:
             rows, estimates = rows[chosen], estimates[chosen]
         self._best, self._estimates = rows, estimates
 
-    def cheapest(self) -> Rows:
-        """The rows with the lowest estimates; among equals those with the smallest hash of their name."""
-        return self._best
-
     # -- the others
 
+    def explain(self) -> Generator[None, None, None]:
+        """Look, in steps, for the nearest miss of every condition that removed any; after `run`."""
+        kinds = self._table.kinds
+        left = np.flatnonzero(kinds.count[: len(kinds)])
+        for removed in self._on_kinds:
+            kept = removed.condition.keeps(left)
+            if removed.count:
+                self._note_miss(removed, self._table.first_rows(_largest(removed.condition, left[~kept])), 0)
+            left = left[kept]
+        yield
+        serving = self._serving(left)
+        for part in self._parts(left):
+            rows = self._rows_in(part, serving) if isinstance(part, slice) else part
+            for removed in self._on_rows:
+                if not len(rows):
+                    break
+                if not removed.count:
+                    continue
+                mask = removed.condition.keeps(rows)
+                if not mask.all():
+                    amounts, gone = removed.condition.amounts, rows[~mask]
+                    most = int(amounts(gone).max()) if amounts is not None else 0
+                    self._note_miss(removed, _largest(removed.condition, gone), most)
+                    rows = rows[mask]
+            yield
+
+    def _rows_in(self, block: slice, serving: Mask | None) -> Rows:
+        mask = self._table.live[block]
+        if serving is not None:
+            mask = mask & serving[self._table["kind"][block]]
+        rows: Rows = np.flatnonzero(mask) + block.start
+        return rows
+
+    def _note_miss(self, removed: _Removed, rows: Rows, amount: int) -> None:
+        ties = self._table["tie"][rows]
+        at = int(np.argmin(ties))
+        miss = _Miss(amount, int(ties[at]), int(rows[at]))
+        if miss.is_nearer_than(removed.miss):
+            removed.miss = miss
+
     def removals(self, name_of: Callable[[int], str]) -> tuple[Removal, ...]:
-        """What each condition removed, in order; `name_of` gives a row's identifier."""
+        """What each condition removed, in order; `name_of` gives a row's identifier, for the nearest miss."""
         return tuple(self._told(name_of))
 
     def _told(self, name_of: Callable[[int], str]) -> Iterator[Removal]:
-        for outcome in self._removed:
-            if outcome.count and outcome.miss is not None:
-                row = outcome.miss.row
-                subject = int(self._table["kind"][row]) if outcome.of_kind else row
-                nearest = f"{name_of(row)} {outcome.condition.words(subject)}"
-                yield Removal(outcome.condition.name, outcome.count, nearest[:REASON_CHARS_MAX])
+        for removed in (*self._on_kinds, *self._on_rows):
+            if not removed.count:
+                continue
+            nearest = ""
+            if removed.miss is not None:
+                row = removed.miss.row
+                subject = int(self._table["kind"][row]) if removed.of_kind else row
+                nearest = f"{name_of(row)} {removed.condition.words(subject)}"
+            yield Removal(removed.condition.name, removed.count, nearest[:REASON_CHARS_MAX])
+
+
+class _Price:
+    """What the demand costs on a row: in floating point, which is enough to choose candidates; their prices are then
+    computed exactly.
+    """
+
+    def __init__(self, demand: Demand, table: Table) -> None:
+        hours = demand.wall_seconds / 3600
+        self._table = table
+        weights = {
+            "core_hour_now": cores_milli(demand) / 1000 * hours,
+            "accelerator_hour": accelerators_milli(demand) / 1000 * hours,
+            "gib_hour": demand.resources.memory_mib / 1024 * hours,
+        }
+        self._weights = {column: weight for column, weight in weights.items() if weight}
+
+    def estimate(self, rows: Rows) -> npt.NDArray[np.float64]:
+        """Millionths of the currency, of each row."""
+        total = self._table["task_price"][rows].astype(np.float64)
+        for column, weight in self._weights.items():
+            total += self._table[column][rows] * weight
+        return total
+
+    def rule_out(self, mask: Mask, block: slice, best: Rows, edge: float) -> None:
+        """Clear rows of a block that the largest part of the price alone makes dearer than `edge`."""
+        if self._weights:
+            shares = {name: self._table[name][best].sum() * weight for name, weight in self._weights.items()}
+            column = max(shares, key=lambda name: float(shares[name]))
+            mask &= self._table[column][block] <= edge / self._weights[column] * _ROUNDED
 
 
 def _largest(condition: Condition, rows: Rows) -> Rows:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ioc_node.core.steps import run_through
-from ioc_node.market import scan
+from ioc_node.market import query, scan
 from ioc_node.market.query import QueryEngine
 from ioc_wire.market import Demand, OffersFound
 from ioc_wire.records import Accelerator
@@ -36,22 +36,30 @@ def test_what_no_row_refers_to_is_freed() -> None:
     assert len(table.kinds) == 1
 
 
-def test_rows_of_a_change_come_into_sight_together() -> None:
+def test_a_host_that_changes_is_never_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query, "PIECE_SLOTS", 50)
     catalogue, provider = make_catalogue(), Provider("one")
     engine = QueryEngine(catalogue)
     for number in range(200):
         provider.put(f"gen/3301/az1/h{number}")
-    steps = engine.patching(provider.public, provider.publish(catalogue))
-    seen = {engine.rows for _ in steps}
-    assert seen == {0, 200}
-    again = engine.patching(provider.public, None)
-    next(again)
-    next(again)
-    again.close()
+    changed = provider.publish(catalogue)
+    assert changed == tuple(range(200))
+    seen = []
+    for piece in engine.pieces(provider.public, changed):
+        run_through(piece)
+        seen.append(engine.rows)
+    assert seen == [50, 100, 150, 200]
+    for piece in engine.pieces(provider.public, None):
+        next(piece)
+        assert engine.rows == 200
+        found = engine.find(Demand(resources=Resources(cores=1)), "cost", 64, unix=UNIX)
+        assert (found.considered, found.removals) == (200, ())
+        run_through(piece)
+    abandoned = next(engine.pieces(provider.public, None))
+    next(abandoned)
+    abandoned.close()
     assert engine.rows == 200
-    assert len(engine._table) <= 400
-    run_through(engine.patching(provider.public, None))
-    assert len(engine._table) <= 400
+    assert len(engine._table) <= 250
 
 
 def test_an_answer_from_a_table_that_is_behind_has_no_digest() -> None:
@@ -61,21 +69,21 @@ def test_an_answer_from_a_table_that_is_behind_has_no_digest() -> None:
     assert engine.find(demand, "cost", 8, unix=UNIX).digest != bytes(32)
 
 
-def test_a_query_begins_again_when_rows_come_into_sight(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "BLOCK_ROWS", 8)
-    catalogue, provider = make_catalogue(), Provider("one")
-    slots = {number: provider.put(f"gen/3301/az1/h{number}") for number in range(30)}
-    provider.publish(catalogue)
-    engine = QueryEngine(catalogue)
-    steps = engine.finding(Demand(resources=Resources(cores=1)), "cost", 64, unix=UNIX)
-    next(steps)
-    next(steps)
-    assert provider.own.withdraw(slots[0])
-    provider.rows.pop(0)
-    engine.patch(provider.public, provider.publish(catalogue, unix=UNIX + 1))
-    found = run_through(steps)
-    assert offered(found) == list(range(1, 30))
-    assert found.considered == 29
+def test_the_nearest_miss_is_told_to_whom_it_helps() -> None:
+    provider = Provider("one")
+    provider.put("gen/3301/az1/h1", free_milli=8000)
+    provider.put("gen/3301/az1/h2", free_milli=3000)
+    engine = make_engine(provider)
+
+    def nearest(cores: int, *, explain: bool) -> list[str]:
+        steps = engine.finding(
+            Demand(resources=Resources(cores=cores)), "cost", 8, unix=UNIX, explain=explain
+        )
+        return [removal.nearest for removal in run_through(steps).removals]
+
+    assert nearest(4, explain=False) == [""]
+    assert "h2 has 3 of the 4 cores free" in nearest(4, explain=True)[0]
+    assert "h1 has 8 of the 9 cores" in nearest(9, explain=False)[0]
 
 
 HOSTS = st.lists(
@@ -95,9 +103,16 @@ HOSTS = st.lists(
 
 
 @settings(max_examples=40, deadline=None)
-@given(HOSTS, st.sampled_from(["", "gen", "ai"]), st.integers(0, 3000), st.integers(1, 8), st.booleans())
+@given(
+    HOSTS,
+    st.sampled_from(["", "gen", "ai"]),
+    st.integers(0, 3000),
+    st.integers(1, 8),
+    st.booleans(),
+    st.sampled_from([1, 2, 1000]),
+)
 def test_blocks_find_what_one_by_one_does(
-    hosts: list[dict[str, Any]], kind: str, gpu_milli: int, cores: int, wasm: bool
+    hosts: list[dict[str, Any]], kind: str, gpu_milli: int, cores: int, wasm: bool, sparse: int
 ) -> None:
     provider = Provider("one")
     for number, host in enumerate(hosts):
@@ -127,6 +142,7 @@ def test_blocks_find_what_one_by_one_does(
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan, "BLOCK_ROWS", 5)
+        patch.setattr(scan, "SPARSE", sparse)
         found = engine.find(demand, "cost", 64, unix=UNIX)
     assert offered(found) == expected
     assert found.considered == len(hosts)

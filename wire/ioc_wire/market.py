@@ -66,12 +66,14 @@ class Removal(Message, frozen=True):
 
 class FindOffers(Message, tag=20, frozen=True):
     """Demand query to a core node. Answer: `OffersFound`. A core node that replicates only a part, and not all that
-    the demand allows, asks another one, with `forwarded` set: that one answers from what it holds."""
+    the demand allows, asks another one, with `forwarded` set: that one answers from what it holds. The nearest
+    misses are told to `explain`, or where nothing can be offered."""
 
     demand: Demand
     policy: Name
     limit: Annotated[int, msgspec.Meta(ge=1, le=limits.OFFERS_MAX)] = 32
     forwarded: bool = False
+    explain: bool = False
 
 
 class OffersFound(Message, tag=21, frozen=True):

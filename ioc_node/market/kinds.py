@@ -1,0 +1,154 @@
+"""What is the same for many hosts, kept once: kinds of host (place, accelerators) and traits (software, processor).
+
+A row of the query's table holds the number of its kind and of its traits, so that a condition on them is decided once
+per number instead of once per row. Uses are counted: what no row refers to any more is freed.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ioc_wire.records import Accelerator, ResourceRecord
+
+Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+V = TypeVar("V")
+
+_KIND: Final[dict[str, Any]] = {
+    "reachable": np.bool_,
+    "class": np.int32,
+    "city": np.int32,
+    "pool": np.int32,
+    "shape": np.int32,
+}
+_NO_ROWS: Final = np.zeros(0, np.int32)
+
+
+class Interned(Generic[V]):
+    """Distinct values with small numbers; a number is used again once nothing refers to it."""
+
+    def __init__(self) -> None:
+        self.values: list[V | None] = []
+        self._numbers: dict[V, int] = {}
+        self._uses: list[int] = []
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def take(self, value: V) -> int:
+        """The number of a value, referred to once more."""
+        found = self._numbers.get(value)
+        if found is None:
+            if self._free:
+                found = self._free.pop()
+                self.values[found] = value
+            else:
+                found = len(self.values)
+                self.values.append(value)
+                self._uses.append(0)
+            self._numbers[value] = found
+        self._uses[found] += 1
+        return found
+
+    def release(self, number: int, times: int = 1) -> bool:
+        """Refer to a number less often; whether it became free."""
+        self._uses[number] -= times
+        if self._uses[number]:
+            return False
+        value = self.values[number]
+        assert value is not None
+        del self._numbers[value]
+        self.values[number] = None
+        self._free.append(number)
+        return True
+
+    def test(self, accepts: Callable[[V], bool]) -> Mask:
+        """Which values are accepted, to be indexed by a column."""
+        found = (value is not None and accepts(value) for value in self.values)
+        return np.fromiter(found, np.bool_, len(self.values))
+
+
+class Kinds:
+    """The distinct kinds, one column per attribute. `rows` are those in sight, by kind; `count` says how many."""
+
+    def __init__(self) -> None:
+        self.rows: list[npt.NDArray[np.int32]] = [_NO_ROWS] * 16
+        self.columns: dict[str, npt.NDArray[Any]] = {name: np.zeros(16, kind) for name, kind in _KIND.items()}
+        self.count: npt.NDArray[np.int64] = np.zeros(16, np.int64)
+        self.first: npt.NDArray[np.int64] = np.full(16, -1, np.int64)
+        """The row in sight with the smallest tie; -1 where there is none."""
+        self.classes: Interned[str] = Interned()
+        self.cities: Interned[str] = Interned()
+        self.pools: Interned[str] = Interned()
+        self.shapes: Interned[tuple[Accelerator, ...]] = Interned()
+        self._known: Interned[tuple[bool, str, tuple[Accelerator, ...]]] = Interned()
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self.columns[name]
+
+    def __len__(self) -> int:
+        """Numbers in use or free: the length that an array indexed by kind has to have."""
+        return len(self._known.values)
+
+    def take(self, record: ResourceRecord, reachable: bool) -> int:
+        """The number of a record's kind, referred to once more."""
+        key = (reachable, "/".join(record.cid.split("/")[:4]), record.accelerators)
+        before = len(self._known)
+        number = self._known.take(key)
+        if len(self._known) > before:
+            self._enter(number, key)
+        return number
+
+    def _enter(self, number: int, key: tuple[bool, str, tuple[Accelerator, ...]]) -> None:
+        if number >= len(self.count):
+            self.count = longer(self.count, number + 1)
+            self.first = longer(self.first, number + 1)
+            self.rows += [_NO_ROWS] * (len(self.count) - len(self.rows))
+            for name, column in self.columns.items():
+                self.columns[name] = longer(column, number + 1)
+        self.put_rows(number, _NO_ROWS, -1)
+        reachable, pool, shape = key
+        self.columns["reachable"][number] = reachable
+        _, resource_class, city, *_ = pool.split("/")
+        values = (resource_class, city, pool, shape)
+        for (name, interned), value in zip(self._words(), values, strict=True):
+            self.columns[name][number] = interned.take(value)
+
+    def put_rows(self, number: int, rows: npt.NDArray[np.int32], first: int) -> None:
+        """The rows of a kind that are in sight now, and which of them has the smallest tie."""
+        self.rows[number], self.count[number], self.first[number] = rows, len(rows), first
+
+    def release(self, number: int, times: int = 1) -> bool:
+        """Refer to a kind less often; whether it became free."""
+        if not self._known.release(number, times):
+            return False
+        for name, interned in self._words():
+            interned.release(int(self.columns[name][number]))
+        return True
+
+    def _words(self) -> tuple[tuple[str, Interned[Any]], ...]:
+        return (
+            ("class", self.classes),
+            ("city", self.cities),
+            ("pool", self.pools),
+            ("shape", self.shapes),
+        )
+
+
+class Traits(NamedTuple):
+    """What software and processor a host offers."""
+
+    runtimes: tuple[str, ...]
+    services: tuple[str, ...]
+    architecture: str
+
+
+def longer(column: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+    """A copy with room for `count` along the last axis, and a quarter more."""
+    room = max(count, column.shape[-1] * 5 // 4)
+    copy = np.zeros((*column.shape[:-1], room), column.dtype)
+    copy[..., : column.shape[-1]] = column
+    return copy
