@@ -69,8 +69,6 @@ class Table:
         """Thousandths, by group and row."""
         self.owners: Interned[bytes] = Interned()
         self.traits: Interned[Traits] = Interned()
-        self.version = 0
-        """Grows when rows come into sight or go out of it."""
         self._least: dict[str, Rows] = {name: np.full(1, QUANTITY_MAX, np.int64) for name in ZONED}
         self._used = 0
         self._free: list[int] = []
@@ -143,8 +141,10 @@ class Table:
         """Forget rows that never came into sight."""
         self._release(np.array(rows, np.int64))
 
-    def swap(self, provider: bytes, slots: Sequence[int], staged: Sequence[int]) -> None:
-        """Take the rows of these slots out of sight and bring `staged`, which are for some of them, in, at once."""
+    def swap(self, provider: bytes, slots: Sequence[int], staged: Sequence[int]) -> list[int]:
+        """Take the rows of these slots out of sight and bring `staged`, which are for some of them, in, at once.
+        Returns those that are gone.
+        """
         known = self._rows.get(provider, np.zeros(0, np.int32))
         rows, gone = np.array(staged, np.int64), np.array(slots, np.int64)
         new_slots = self.columns["slot"][rows]
@@ -157,11 +157,12 @@ class Table:
         mine[new_slots] = rows
         self._regroup(old, rows)
         self._release(old)
-        self.version += 1
         if (mine >= 0).any():
             self._rows[provider] = mine
         else:
             self._rows.pop(provider, None)
+        gone_rows: list[int] = old.tolist()
+        return gone_rows
 
     def _regroup(self, hidden: Rows, shown: Rows) -> None:
         """Bring rows out of sight and into it, kind by kind."""

@@ -5,6 +5,7 @@ waiting would help (`cores` or `free cores`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from ioc_wire.tasks import AcceleratorDemand
 
 REASON_CHARS_MAX = 512
 Amounts = npt.NDArray[np.int64]
+Free = npt.NDArray[np.int32]
 
 
 class Condition(NamedTuple):
@@ -222,6 +224,10 @@ class AcceleratorFit:
             there = [min(one.count, 1 << 30) * 1000 for one in shapes[number]]
             self._totals[number, : len(there)] = there
             self._serving[number, groups[0]] = True
+        self._enough: Mask = (self._totals >= wanted[0].count_milli) & self._serving
+        serving = np.flatnonzero(self._enough.any(axis=0)).tolist()
+        self._only: int | None = serving[0] if len(wanted) == len(serving) == 1 else None
+        """The group that alone can serve the only item, in whatever shape."""
         self._most = np.array([_most(shape, wanted[0]) for shape in shapes], np.int64)
 
     def ever(self, kinds: Rows | slice) -> Mask:
@@ -229,9 +235,13 @@ class AcceleratorFit:
         return self._fits(self._table.kinds["shape"][kinds], None)
 
     def now(self, rows: Rows | slice) -> Mask:
-        """Which rows have them free."""
+        """Which rows have them free, of rows whose kind has them."""
         table = self._table
-        return self._fits(table.kinds["shape"][table.kinds_of(rows)], table.free_accelerators[:, rows])
+        if self._only is not None:
+            there: Mask = table.free_accelerators[self._only][rows] >= self._wanted[0].count_milli
+            return there
+        shapes = table.kinds["shape"][table.kinds_of(rows)]
+        return self._fits(shapes, lambda group: table.free_accelerators[group][rows])
 
     def amounts(self, kinds: Rows) -> Amounts:
         """How many of the first item's kind there are."""
@@ -244,7 +254,7 @@ class AcceleratorFit:
         words = " or ".join(item.models) or item.type
         return f"has {there} of the {item.count_milli / 1000:g} {words} accelerators"
 
-    def _fits(self, shapes: npt.NDArray[np.int32], free: npt.NDArray[np.int32] | None) -> Mask:
+    def _fits(self, shapes: npt.NDArray[np.int32], free: Callable[[int], Free] | None) -> Mask:
         if len(self._wanted) == 1:
             return self._fits_one(shapes, free)
         fits: Mask = np.zeros(len(shapes), np.bool_)
@@ -253,23 +263,19 @@ class AcceleratorFit:
             if groups is None:
                 continue
             chosen = np.flatnonzero(shapes == number)
-            total = self._totals[number][:, np.newaxis]
-            left = np.tile(total, len(chosen)) if free is None else np.minimum(total, free[:, chosen])
+            left = np.tile(self._totals[number][:, np.newaxis], len(chosen))
+            for group in set(chain(*groups)) if free is not None else ():
+                assert free is not None
+                np.minimum(left[group], free(group)[chosen], out=left[group])
             fits[chosen] = self._take(left, groups)
         return fits
 
-    def _fits_one(self, shapes: npt.NDArray[np.int32], free: npt.NDArray[np.int32] | None) -> Mask:
+    def _fits_one(self, shapes: npt.NDArray[np.int32], free: Callable[[int], Free] | None) -> Mask:
         """One item: any group that serves it alone will do, and all rows are asked at once."""
-        least = self._wanted[0].count_milli
-        enough = (self._totals >= least) & self._serving
-        groups = np.flatnonzero(enough.any(axis=0))
-        if free is not None and len(groups) == 1:
-            there: Mask = free[int(groups[0])] >= least  # only rows whose kind has enough are asked for
-            return there
         fits: Mask = np.zeros(len(shapes), np.bool_)
-        for group in groups:
-            can = enough[:, group][shapes]
-            fits |= can if free is None else can & (free[group] >= least)
+        for group in np.flatnonzero(self._enough.any(axis=0)).tolist():
+            can = self._enough[:, group][shapes]
+            fits |= can if free is None else can & (free(group) >= self._wanted[0].count_milli)
         return fits
 
     def _take(self, left: npt.NDArray[np.int64], groups: list[list[int]]) -> Mask:

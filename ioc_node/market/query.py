@@ -26,6 +26,7 @@ from ioc_wire.codec import decode
 from ioc_wire.errors import NotFound, WireError
 from ioc_wire.market import Contact, Demand, Offer, OffersFound
 from ioc_wire.records import ResourceRecord, decode_entry
+from ioc_wire.signed import Signed
 
 log = structlog.get_logger()
 
@@ -34,6 +35,7 @@ CANDIDATES_MIN: Final = 64
 STEP_RECORDS: Final = 64
 STEP_OFFERS: Final = 32
 PIECE_SLOTS: Final = 256
+OFFERED_MAX: Final = 4096
 UNSETTLED: Final = bytes(32)
 """The digest of an answer from a table that is behind its catalogue."""
 
@@ -46,7 +48,8 @@ class QueryEngine:
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self._table = Table()
-        self._behind = 0
+        self._offered: dict[int, tuple[Signed, ResourceRecord]] = {}
+        """Records by row: the cheapest hosts are offered again and again."""
         for provider in catalogue.providers():
             self.patch(provider, None)
 
@@ -83,8 +86,10 @@ class QueryEngine:
                     provider, self._hosts(replica, alive[start : start + STEP_RECORDS])
                 )
                 yield
-            self._table.swap(provider, slots, staged)
+            gone = self._table.swap(provider, slots, staged)
             swapped = True
+            for row in gone:
+                self._offered.pop(row, None)
             self.patch_status(provider, part)
         finally:
             if not swapped:
@@ -158,21 +163,32 @@ class QueryEngine:
         provider, slot = self._table.owner_of(row)
         replica = self._catalogue.replica(provider)
         held = replica.status_of(slot) if replica is not None else None
-        if replica is None or held is None or replica.held is None:
+        if replica is None or held is None or not replica.is_alive(slot):
             return None
         number = int(self._table["status_row"][row])
         if number >= len(held.batch.rows):
             return None
-        signed = self._catalogue.record(provider, slot)
-        if signed is None:
+        found = self._record(row, provider, slot)
+        if found is None:
             return None
-        record = decode(signed.payload, ResourceRecord)
+        signed, record = found
         contact = _contact(replica, record)
         if contact is None:
             return None
         status = held.batch.rows[number]
         price = estimate_micro(prices_of(record.prices), status.price_micro, demand)
         return Offer(signed, contact, status, min(price, (1 << 63) - 1))
+
+    def _record(self, row: int, provider: bytes, slot: int) -> tuple[Signed, ResourceRecord] | None:
+        found = self._offered.get(row)
+        if found is None:
+            signed = self._catalogue.record(provider, slot)
+            if signed is None:
+                return None
+            if len(self._offered) >= OFFERED_MAX:
+                del self._offered[next(iter(self._offered))]
+            found = self._offered[row] = (signed, decode(signed.payload, ResourceRecord))
+        return found
 
 
 def _contact(replica: Replica, record: ResourceRecord) -> Contact | None:

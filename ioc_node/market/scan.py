@@ -69,10 +69,11 @@ class Scan:
     def run(self) -> Generator[None, None, None]:
         """Go through the table in steps."""
         kinds = self._sift_kinds()
+        serving = self._serving(kinds)
         yield
         for rows in self._parts(kinds):
             if isinstance(rows, slice):
-                self._look_at_block(rows, self._serving(kinds))
+                self._look_at_block(rows, serving)
             else:
                 self._look_at_rows(rows, 0)
             yield
@@ -115,16 +116,11 @@ class Scan:
         if int(every.count[kinds].sum()) * SPARSE > rows:
             yield from (slice(start, min(start + BLOCK_ROWS, rows)) for start in range(0, rows, BLOCK_ROWS))
             return
-        part: list[npt.NDArray[np.int32]] = []
-        size = 0
-        for number in kinds.tolist():
-            part.append(every.rows[number])
-            size += len(part[-1])
-            if size >= max(BLOCK_ROWS // SPARSE, 1):
-                yield np.concatenate(part).astype(np.int64)
-                part, size = [], 0
-        if part:
-            yield np.concatenate(part).astype(np.int64)
+        step = max(BLOCK_ROWS // SPARSE, 1)
+        ends = np.flatnonzero(np.diff(np.cumsum(every.count[kinds]) // step)) + 1
+        for part in np.split(kinds, ends):
+            if len(part):
+                yield np.concatenate([every.rows[number] for number in part.tolist()]).astype(np.int64)
 
     # -- rows
 
