@@ -16,16 +16,17 @@ Mesh: a node dials every core node that its peers are linked with, until it has 
 other, the one with the smaller key does so at once, the other after DIAL_PATIENCE_SECONDS.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from ioc_node.core.catalogue import Catalogue, Standing
 from ioc_node.core.chance import Chance
+from ioc_node.core.contacts import CONTACTS_MAX, ContactBook
 from ioc_node.core.gossip_events import (
     CatalogueChanged,
     Compare,
+    ContactGone,
+    ContactKnown,
     Dial,
     Effect,
     EntriesFetched,
@@ -48,59 +49,22 @@ from ioc_node.core.gossip_events import (
     Tick,
     VectorReceived,
 )
-from ioc_node.core.replica import FORKED
+from ioc_node.core.lagging import Lagging
+from ioc_node.core.mesh import Mesh, Peer
+from ioc_node.core.packing import pack_news, pack_statuses, tells_news
 from ioc_node.core.steps import run_through
 from ioc_wire import limits
-from ioc_wire.codec import Message
 from ioc_wire.errors import Forked, NotFound, WireError, WrongRoot
-from ioc_wire.gossip import HeadNews, HeadRow, HeadsAnnounced, HeadsPage, PeersKnown, StatusAnnounced
+from ioc_wire.gossip import HeadNews, HeadRow, HeadsAnnounced, PeersKnown, StatusAnnounced
 from ioc_wire.market import Contact
 from ioc_wire.signed import Signed
 
 MESH_MAX: Final = 64
 """Core nodes linked with at most; above it another topology is needed."""
-FETCHES_MAX: Final = 16
-SOURCES_MAX: Final = 8
-"""Peers remembered per lagging provider."""
-CONTACTS_MAX: Final = 256
 COMPARE_SECONDS: Final = 30.0
 EXPIRE_SECONDS: Final = 5.0
 PEERS_SECONDS: Final = 1.0
 """How long link changes are gathered before they are told."""
-DIAL_SECONDS: Final = 10.0
-"""Before a contact that did not answer is dialed again."""
-DIAL_AGAIN_SECONDS: Final = 0.5
-"""Before a link that went down is dialed again."""
-DIAL_PATIENCE_SECONDS: Final = 2.0
-FORGET_SECONDS: Final = 3600.0
-"""A core node that nobody is linked with any more is dialed for so long."""
-PAGE_BYTES: Final = 512 << 10
-
-
-@dataclass(slots=True)
-class _Peer:
-    core: bool
-    contact: Contact | None
-    linked: frozenset[bytes] = frozenset()
-    """Core nodes that this peer says it is linked with."""
-
-
-@dataclass(slots=True)
-class _Lag:
-    """A provider whose entries have to be fetched: who has them, and who is being asked."""
-
-    sources: "OrderedDict[bytes, None]" = field(default_factory=OrderedDict)
-    asking: bytes | None = None
-    whole: bool = False
-
-
-@dataclass(slots=True)
-class _Known:
-    """A core node that others are linked with."""
-
-    contact: Contact
-    heard: float
-    dial_at: float
 
 
 class Gossip:
@@ -120,12 +84,13 @@ class Gossip:
         self._chance = chance
         self._unix_offset = unix_offset
         self._compare_seconds = compare_seconds
-        self._peers: dict[bytes, _Peer] = {}
-        self._lags: dict[bytes, _Lag] = {}
-        self._known: dict[bytes, _Known] = {}
+        self._mesh = Mesh(chance)
+        self._lagging = Lagging()
+        self._contacts = ContactBook(me, chance)
         self._compare_at: float | None = None
         self._expire_at: float | None = None
         self._tell_peers_at: float | None = None
+        self._dial_at: float | None = None
         self._effects: list[Effect] = []
 
     def handle(self, event: Event, *, now: float) -> list[Effect]:
@@ -143,15 +108,19 @@ class Gossip:
             case PeersReceived(peer, core):
                 self._on_peers(peer, core, now)
             case VectorReceived(peer, rows, differs):
-                self._on_vector(peer, rows, differs)
+                self._on_vector(peer, rows, differs, now)
             case EntriesFetched():
                 self._on_fetched(event, now)
             case EntriesPrepared():
-                self._on_prepared(event)
+                self._on_prepared(event, now)
             case EntriesRefused(peer, provider, after_seq, error):
                 self._on_bad_entries(peer, provider, after_seq, error)
             case FetchFailed(peer, provider):
                 self._fetch_ended(peer, provider, drop_source=True)
+            case ContactKnown(contact):
+                self._contacts.know(contact, now, linked=self._mesh.peers)
+            case ContactGone(key):
+                self._contacts.forget(key)
             case KeyRevoked():
                 self._forget(self.catalogue.drop_revoked())
             case Tick():
@@ -163,85 +132,70 @@ class Gossip:
 
     def deadline(self) -> float:
         """When to tick next."""
-        times = [at for at in (self._compare_at, self._expire_at, self._tell_peers_at) if at is not None]
-        times += [known.dial_at for key, known in self._known.items() if key not in self._peers]
-        return min(times, default=0.0)
+        times = (
+            self._compare_at,
+            self._expire_at,
+            self._tell_peers_at,
+            self._mesh.check_at,
+            self._contacts.deadline(self._mesh.peers),
+        )
+        return min((at for at in times if at is not None), default=0.0)
 
     def core_contacts(self) -> tuple[Contact, ...]:
         """The core nodes that this node is linked with, in order of key (to be told to others)."""
-        contacts = [peer.contact for peer in self._peers.values() if peer.core and peer.contact is not None]
-        return tuple(sorted(contacts, key=lambda contact: contact.key)[:CONTACTS_MAX])
+        return self._mesh.contacts(CONTACTS_MAX)
 
     def wants(self, provider: bytes) -> bool:
         """Whether entries of this provider are being fetched, or will be."""
-        return provider in self._lags
+        return provider in self._lagging
 
-    # -- links and mesh
+    # -- links
 
     def _on_link_up(self, event: LinkUp, now: float) -> None:
-        self._peers[event.peer] = _Peer(event.core, event.contact)
+        self._mesh.peers[event.peer] = Peer(event.core, event.contact, event.prefix)
         if event.core:
             self._tell_peers_at = self._tell_peers_at or now + PEERS_SECONDS
             self._effects.append(Compare(event.peer))
             if event.contact is not None:
-                self._remember(event.contact, now)
+                self._contacts.know(event.contact, now, linked=self._mesh.peers)
 
     def _on_link_down(self, peer: bytes, now: float) -> None:
-        gone = self._peers.pop(peer, None)
-        for provider, lag in list(self._lags.items()):
-            if lag.asking == peer or peer in lag.sources:
-                self._fetch_ended(peer, provider, drop_source=True)
+        gone = self._mesh.peers.pop(peer, None)
+        for provider in self._lagging.from_peer(peer):
+            self._fetch_ended(peer, provider, drop_source=True)
         if gone is not None and gone.core:
             self._tell_peers_at = self._tell_peers_at or now + PEERS_SECONDS
-            if known := self._known.get(peer):
-                known.heard = now
-                known.dial_at = now + DIAL_AGAIN_SECONDS * (1 + self._chance.random())
+            self._contacts.lost(peer, now)
 
     def _on_peers(self, peer: bytes, core: tuple[Contact, ...], now: float) -> None:
-        told = self._peers.get(peer)
-        if told is None or not told.core:
-            return
-        told.linked = frozenset(contact.key for contact in core)
-        for contact in core[:CONTACTS_MAX]:
-            self._remember(contact, now)
-
-    def _remember(self, contact: Contact, now: float) -> None:
-        if contact.key == self._me:
-            return
-        known = self._known.get(contact.key)
-        if known is None:
-            if len(self._known) >= CONTACTS_MAX:
-                return
-            patience = 0.0 if self._me < contact.key else DIAL_PATIENCE_SECONDS
-            self._known[contact.key] = _Known(contact, now, now + patience)
-        else:
-            known.contact, known.heard = contact, now
+        if self._mesh.told_links(peer, (contact.key for contact in core)):
+            for contact in core[:CONTACTS_MAX]:
+                self._contacts.hear(contact, peer, now)
 
     def _dial(self, now: float) -> None:
-        for key in [key for key, known in self._known.items() if now - known.heard > FORGET_SECONDS]:
-            if key not in self._peers:
-                del self._known[key]
-        linked = sum(peer.core for peer in self._peers.values())
-        for key, known in self._known.items():
-            if key in self._peers or known.dial_at > now:
-                continue
-            known.dial_at = now + DIAL_SECONDS * (1 + self._chance.random())
-            if linked < MESH_MAX:
-                linked += 1
-                self._effects.append(Dial(known.contact))
+        peers = self._mesh.peers
+        self._contacts.forget_silent(now, peers)
+        room = MESH_MAX - len(self._mesh.cores)
+        self._effects.extend(Dial(contact) for contact in self._contacts.due(now, peers, room))
 
     # -- push
 
-    def _spread_to(self, sender: bytes | None) -> Iterable[bytes]:
-        """The core nodes that `sender` has not told itself."""
-        told = self._peers.get(sender) if sender is not None else None
-        covered = told.linked if told is not None and told.core else frozenset()
-        return [
-            key for key, peer in self._peers.items() if peer.core and key != sender and key not in covered
-        ]
+    def _tells(self, peer: bytes, provider: bytes) -> bool:
+        """Whether `peer` is told of this provider."""
+        return peer in self._mesh.peers
 
-    def _spread(self, sender: bytes | None, message: Message) -> None:
-        self._effects.extend(Notify(peer, message) for peer in self._spread_to(sender))
+    def _spread_heads(self, sender: bytes | None, provider: bytes, now: float) -> None:
+        replica = self.catalogue.replica(provider)
+        assert replica is not None
+        message = HeadsAnnounced(replica.news())
+        for peer in self._mesh.spread_to(sender, provider, now):
+            if self._tells(peer, provider):
+                self._effects.append(Notify(peer, message))
+
+    def _spread_statuses(self, sender: bytes | None, batches: Sequence[Signed], now: float) -> None:
+        for peer in self._mesh.spread_to(sender, None, now):
+            told = [batch for batch in batches if self._tells(peer, batch.key)]
+            self._effects.extend(Notify(peer, message) for message in pack_statuses(told))
 
     # -- heads
 
@@ -254,53 +208,35 @@ class Gossip:
             return
         if standing is Standing.HELD:
             self._effects.append(Persist(provider))
-            self._spread(peer, HeadsAnnounced((news,)))
+            self._spread_heads(peer, provider, now)
         elif standing is Standing.FORKED:
             self._on_fork(provider)
-        elif peer is not None and peer in self._peers:
+        elif peer is not None and peer in self._mesh.peers:
             replica = self.catalogue.replica(provider)
             if replica is not None and replica.lagging and replica.newest == news.head:
-                self._want(provider, peer)
+                self._lagging.want(provider, peer)
 
     def _on_fork(self, provider: bytes) -> None:
-        self._lags.pop(provider, None)
+        self._lagging.forget(provider)
         replica = self.catalogue.replica(provider)
         assert replica is not None
         self._effects += [CatalogueChanged(provider, None), Persist(provider)]
         self._effects.append(Refuse(None, provider, "heads", Forked(f"head {replica.seq}")))
-        for target in [key for key, other in self._peers.items() if other.core]:
-            self._effects.append(Notify(target, HeadsAnnounced(replica.news())))
-
-    def _want(self, provider: bytes, peer: bytes) -> None:
-        lag = self._lags.setdefault(provider, _Lag())
-        lag.sources[peer] = None
-        lag.sources.move_to_end(peer, last=False)
-        while len(lag.sources) > SOURCES_MAX:
-            lag.sources.popitem()
+        for target in self._mesh.cores:
+            if self._tells(target, provider):
+                self._effects.append(Notify(target, HeadsAnnounced(replica.news())))
 
     def _start_fetches(self) -> None:
-        running = sum(lag.asking is not None for lag in self._lags.values())
-        for provider, lag in self._lags.items():
-            if running >= FETCHES_MAX:
-                return
-            replica = self.catalogue.replica(provider)
-            if lag.asking is not None or not lag.sources or replica is None:
-                continue
-            lag.asking = next(iter(lag.sources))
-            running += 1
-            self._effects.append(Fetch(lag.asking, provider, 0 if lag.whole else replica.held_seq))
+        self._effects.extend(Fetch(*fetch) for fetch in self._lagging.begin(self._held_seq))
+
+    def _held_seq(self, provider: bytes) -> int | None:
+        replica = self.catalogue.replica(provider)
+        return replica.held_seq if replica is not None else None
 
     def _fetch_ended(self, peer: bytes, provider: bytes, *, drop_source: bool) -> None:
-        lag = self._lags.get(provider)
-        if lag is None:
-            return
-        if lag.asking == peer:
-            lag.asking = None
-        if drop_source:
-            lag.sources.pop(peer, None)
         replica = self.catalogue.replica(provider)
-        if lag.asking is None and (not lag.sources or replica is None or not replica.lagging):
-            del self._lags[provider]
+        done = replica is None or not replica.lagging
+        self._lagging.end(peer, provider, drop_source=drop_source, done=done)
 
     def _on_fetched(self, event: EntriesFetched, now: float) -> None:
         peer, provider, after_seq = event.peer, event.provider, event.after_seq
@@ -312,9 +248,9 @@ class Gossip:
         except WireError as error:
             self._on_bad_entries(peer, provider, after_seq, error)
         else:
-            self._on_prepared(EntriesPrepared(peer, provider, after_seq, intake, target))
+            self._on_prepared(EntriesPrepared(peer, provider, after_seq, intake, target), now)
 
-    def _on_prepared(self, event: EntriesPrepared) -> None:
+    def _on_prepared(self, event: EntriesPrepared, now: float) -> None:
         provider, peer = event.provider, event.peer
         replica = self.catalogue.replica(provider)
         held_before = replica.held_seq if replica is not None else 0
@@ -329,13 +265,11 @@ class Gossip:
         if replica.held_seq > held_before:
             self._effects.append(Persist(provider))
             self._effects.append(CatalogueChanged(provider, applied.slots))
-            self._spread(peer, HeadsAnnounced(replica.news()))
-            if not held_before:
-                for message in pack_statuses(held.signed for held in replica.statuses.values()):
-                    self._spread(peer, message)  # it came before the entries
+            self._spread_heads(peer, provider, now)
+            if not held_before:  # its status came before the entries
+                self._spread_statuses(peer, [held.signed for held in replica.statuses.values()], now)
         if peer is not None:
-            if lag := self._lags.get(provider):
-                lag.whole = False
+            self._lagging.take_in(provider)
             # A peer that is itself behind has nothing more to give; whoever announced the newest is asked next.
             self._fetch_ended(peer, provider, drop_source=replica.held_seq == held_before)
 
@@ -344,9 +278,8 @@ class Gossip:
         if replica is not None and replica.fork is not None:
             self._on_fork(provider)
             return
-        lag = self._lags.get(provider)
-        if isinstance(error, WrongRoot) and after_seq > 0 and lag is not None and peer is not None:
-            lag.whole, lag.asking = True, None
+        builds = isinstance(error, WrongRoot) and after_seq > 0 and peer is not None
+        if builds and self._lagging.fetch_whole(provider):
             return
         self._effects.append(Refuse(peer, provider, "entries", error))
         if peer is not None:
@@ -368,29 +301,40 @@ class Gossip:
             if part is not None:
                 fresh.append(signed)
                 self._effects.append(StatusChanged(signed.key, part))
-        for message in pack_statuses(fresh):
-            self._spread(peer, message)
+        if fresh:
+            self._spread_statuses(peer, fresh, now)
 
     # -- repair
 
-    def _on_vector(self, peer: bytes, rows: tuple[HeadRow, ...], differs: bool) -> None:
-        if not differs or peer not in self._peers:
+    def _on_vector(self, peer: bytes, rows: tuple[HeadRow, ...], differs: bool, now: float) -> None:
+        if peer not in self._mesh.peers:
             return
         theirs = {row.provider: row for row in rows}
-        wanted = [row.provider for row in rows if self._is_wanted(row)]
-        for start in range(0, len(wanted), limits.NEWS_MAX):
-            self._effects.append(FetchNews(peer, tuple(wanted[start : start + limits.NEWS_MAX])))
-        lacking = [row.provider for row in self.catalogue.vector() if _is_news(row, theirs.get(row.provider))]
-        for page in pack_news(self.catalogue, lacking):
+        lacking = []
+        if differs:
+            self._fetch_news(peer, [row for row in rows if self._is_wanted(row)])
+            mine = [row for row in self.catalogue.vector() if self._tells(peer, row.provider)]
+            lacking = [row.provider for row in mine if tells_news(row, theirs.get(row.provider))]
+        for page in pack_news(self.catalogue, lacking, {row.provider: row.status_seq for row in rows}):
             if page.news:
                 self._effects.append(Notify(peer, HeadsAnnounced(page.news)))
             if page.statuses:
                 self._effects.append(Notify(peer, StatusAnnounced(page.statuses)))
+        for provider in self._mesh.checked(peer, lacking, now):
+            if self.catalogue.replica(provider) is not None:
+                self._spread_heads(None, provider, now)
+
+    def _fetch_news(self, peer: bytes, rows: Sequence[HeadRow]) -> None:
+        for start in range(0, len(rows), limits.NEWS_MAX):
+            wanted = tuple(row.provider for row in rows[start : start + limits.NEWS_MAX])
+            replicas = map(self.catalogue.replica, wanted)
+            status_seqs = tuple(one.status_seq if one is not None else 0 for one in replicas)
+            self._effects.append(FetchNews(peer, wanted, status_seqs))
 
     def _is_wanted(self, row: HeadRow) -> bool:
         replica = self.catalogue.replica(row.provider)
         own = replica.row() if replica is not None else None
-        return _is_news(row, own)
+        return tells_news(row, own)
 
     # -- time
 
@@ -400,55 +344,19 @@ class Gossip:
             self._expire_at = now + EXPIRE_SECONDS
         if now >= self._compare_at:
             self._compare_at = now + self._compare_seconds * (0.75 + self._chance.random() / 2)
-            if cores := sorted(key for key, peer in self._peers.items() if peer.core):
-                self._effects.append(Compare(cores[self._chance.randrange(len(cores))]))
+            self._effects.extend(map(Compare, self._mesh.to_compare()))
+        check_at = self._mesh.check_at
+        if check_at is not None and now >= check_at and (suspect := self._mesh.check()) is not None:
+            self._effects.append(Compare(suspect))
         if now >= self._expire_at:
             self._expire_at = now + EXPIRE_SECONDS
             self._forget(self.catalogue.expire(unix=now + self._unix_offset))
         if self._tell_peers_at is not None and now >= self._tell_peers_at:
             self._tell_peers_at = None
             known = PeersKnown(self.core_contacts())
-            self._effects.extend(Notify(key, known) for key in self._peers)
+            self._effects.extend(Notify(key, known) for key in self._mesh.peers)
         self._dial(now)
 
     def _forget(self, providers: Iterable[bytes]) -> None:
         for provider in providers:
             self._effects += [CatalogueChanged(provider, None), Persist(provider)]
-
-
-def _is_news(row: HeadRow, other: HeadRow | None) -> bool:
-    """Whether whoever holds `other` lacks what `row` tells."""
-    if other is None:
-        return True
-    if FORKED in (row.head, other.head):
-        return row.head != other.head and row.head == FORKED
-    return row.seq > other.seq or (row.seq == other.seq and row.head != other.head)
-
-
-def pack_statuses(batches: Iterable[Signed]) -> list[StatusAnnounced]:
-    """Status batches in messages that fit into a frame."""
-    pages: list[list[Signed]] = []
-    room = 0
-    for signed in batches:
-        size = len(signed.payload) + 160
-        if not pages or size > room or len(pages[-1]) >= limits.NEWS_MAX:
-            pages.append([])
-            room = PAGE_BYTES
-        pages[-1].append(signed)
-        room -= size
-    return [StatusAnnounced(tuple(page)) for page in pages]
-
-
-def pack_news(catalogue: Catalogue, providers: Iterable[bytes]) -> list[HeadsPage]:
-    """Heads (of a forked provider both) and newest status of `providers`, in pages that fit into a frame."""
-    news: list[HeadNews] = []
-    statuses: list[Signed] = []
-    for provider in providers:
-        replica = catalogue.replica(provider)
-        if replica is None:
-            continue
-        news.extend(replica.news())
-        statuses.extend(held.signed for held in replica.statuses.values())
-    step = limits.NEWS_MAX // 2
-    pages = [HeadsPage(news=tuple(news[start : start + step])) for start in range(0, len(news), step)]
-    return pages + [HeadsPage(statuses=message.batches) for message in pack_statuses(statuses)]

@@ -15,11 +15,12 @@ from ioc_wire.signed import Signed
 
 @dataclass(frozen=True, slots=True)
 class LinkUp:
-    """A link to `peer` is up. `contact` is where it takes links, if anywhere."""
+    """A link to `peer` is up. `contact` is where it takes links, if anywhere, `prefix` the one that it was granted."""
 
     peer: bytes
     core: bool
     contact: Contact | None = None
+    prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,20 @@ class FetchFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class ContactKnown:
+    """A core node says itself that it is alive and takes links there."""
+
+    contact: Contact
+
+
+@dataclass(frozen=True, slots=True)
+class ContactGone:
+    """A core node has left or is dead: it is dialed no more."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class KeyRevoked:
     """`Trust` took in a revocation."""
 
@@ -115,6 +130,8 @@ Event = (
     | EntriesPrepared
     | EntriesRefused
     | FetchFailed
+    | ContactKnown
+    | ContactGone
     | KeyRevoked
     | Tick
 )
@@ -142,10 +159,12 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class FetchNews:
-    """Fetch heads and status; ends in `NewsReceived` and `StatusReceived`, or in nothing."""
+    """Fetch heads and status; ends in `NewsReceived` and `StatusReceived`, or in nothing. `status_seqs` are those of
+    the newest status held, 0 where there is none."""
 
     peer: bytes
     providers: tuple[bytes, ...]
+    status_seqs: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from ioc_node.core import gossip_events as ev
 from ioc_node.core.catalogue import Catalogue
 from ioc_node.core.chance import Chance
 from ioc_node.core.entry_book import EntryBook
-from ioc_node.core.gossip import COMPARE_SECONDS, Gossip, pack_news
+from ioc_node.core.gossip import COMPARE_SECONDS, Gossip
+from ioc_node.core.packing import pack_news
 from ioc_node.core.rates import RateTable
 from ioc_node.core.trust import Trust
 from ioc_node.errors import PeerUnreachable, StorageFull
@@ -155,8 +156,8 @@ class CoreGossip:
                     log.debug("gossip_dropped", peer=link.peer.name, message=type(message).__name__)
             case ev.Fetch(peer, provider, after_seq):
                 self._start(self._fetch, peer, provider, after_seq)
-            case ev.FetchNews(peer, providers):
-                self._start(self._fetch_news, peer, providers)
+            case ev.FetchNews(peer, providers, status_seqs):
+                self._start(self._fetch_news, peer, wire.FetchHeads(providers, status_seqs))
             case ev.Compare(peer):
                 self._start(self._compare, peer)
             case ev.Dial(contact):
@@ -252,13 +253,13 @@ class CoreGossip:
                 taker.release()
         return ev.EntriesPrepared(peer, provider, after_seq, intake, target)
 
-    async def _fetch_news(self, peer: bytes, providers: tuple[bytes, ...]) -> None:
+    async def _fetch_news(self, peer: bytes, wanted: wire.FetchHeads) -> None:
         link = self._link(peer)
         if link is None:
             return
         try:
             with trio.move_on_after(FETCH_STALL_SECONDS):
-                async with link.open_stream(wire.FetchHeads(providers), wire.HeadsPage) as pages:
+                async with link.open_stream(wanted, wire.HeadsPage) as pages:
                     async for page in pages:
                         await self._hear(peer, page.news, page.statuses)
         except (WireError, PeerUnreachable) as error:
@@ -344,7 +345,8 @@ class CoreGossip:
         await send_held(self.catalogue, message.provider, message.after_seq, send)
 
     async def _on_fetch_heads(self, link: Link, message: wire.FetchHeads, send: SendItem) -> None:
-        for page in pack_news(self.catalogue, message.providers):
+        known = dict(zip(message.providers, message.status_seqs, strict=False))
+        for page in pack_news(self.catalogue, message.providers, known):
             await send(page)
 
     async def _on_heads(self, link: Link, message: wire.HeadsAnnounced) -> None:
@@ -392,7 +394,9 @@ class CoreGossip:
             await self._tick()
 
     def link_up(self, link: Link) -> None:
-        self.feed(ev.LinkUp(link.peer.key, is_core(link), contact_of(link)))
+        grant = link.peer.grant
+        prefix = grant.prefix if grant is not None else ""
+        self.feed(ev.LinkUp(link.peer.key, is_core(link), contact_of(link), prefix))
 
     def link_down(self, link: Link) -> None:
         self.feed(ev.LinkDown(link.peer.key))

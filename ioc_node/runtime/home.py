@@ -17,9 +17,9 @@ from typing import Final, Protocol
 import structlog
 import trio
 
-from ioc_node.core.gossip import pack_statuses
 from ioc_node.core.homes import Candidate, Homes
 from ioc_node.core.own_catalogue import Commit, OwnCatalogue
+from ioc_node.core.packing import pack_statuses
 from ioc_node.errors import PeerUnreachable, StorageFull
 from ioc_node.runtime.dialing import dial_first
 from ioc_node.runtime.entry_pages import send_entries

@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from ioc_node.core.catalogue import Catalogue
-from ioc_node.core.gossip import pack_statuses
+from ioc_node.core.packing import pack_statuses
 from ioc_node.runtime.links import Link
 from ioc_wire import limits
 from ioc_wire.codec import Message

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from ioc_node.core import gossip_events as ev
 from ioc_node.core.catalogue import Catalogue
-from ioc_node.core.gossip import Gossip, pack_news
+from ioc_node.core.gossip import Gossip
 from ioc_node.core.own_catalogue import OwnCatalogue
+from ioc_node.core.packing import pack_news
 from ioc_node.core.trust import Trust
 from ioc_wire.authority import Delegation
 from ioc_wire.gossip import HeadNews, HeadsAnnounced, PeersKnown, StatusAnnounced
@@ -153,9 +154,10 @@ class Mesh:
             case ev.Fetch(peer, provider, after_seq):
                 target = self.keys.index(peer)
                 self._later(lambda: self._fetch(source, target, provider, after_seq))
-            case ev.FetchNews(peer, providers):
+            case ev.FetchNews(peer, providers, status_seqs):
                 target = self.keys.index(peer)
-                self._later(lambda: self._fetch_news(source, target, providers))
+                known = dict(zip(providers, status_seqs, strict=True))
+                self._later(lambda: self._fetch_news(source, target, known))
             case ev.Compare(peer):
                 target = self.keys.index(peer)
                 self._later(lambda: self._compare(source, target))
@@ -186,9 +188,9 @@ class Mesh:
         entries = tuple(catalogue.entries(provider, replica.slots_after(after_seq)))
         self._later(lambda: self.feed(source, ev.EntriesFetched(peer, provider, after_seq, head, entries)))
 
-    def _fetch_news(self, source: int, target: int, providers: tuple[bytes, ...]) -> None:
+    def _fetch_news(self, source: int, target: int, known: dict[bytes, int]) -> None:
         if self._up(source, target):
-            for page in pack_news(self.machines[target].catalogue, providers):
+            for page in pack_news(self.machines[target].catalogue, known, known):
                 self.feed(source, ev.NewsReceived(self.keys[target], page.news))
                 self.feed(source, ev.StatusReceived(self.keys[target], page.statuses))
 

@@ -271,3 +271,89 @@ def test_what_providers_say_of_core_nodes_is_not_believed() -> None:
     assert not [e for e in effects if isinstance(e, ev.Dial)]
     statuses = [e for e in effects if isinstance(e, ev.Notify) and isinstance(e.message, StatusAnnounced)]
     assert not statuses
+
+
+def test_who_claims_links_and_tells_one_only_is_found_out() -> None:
+    mesh = star(6)
+    mesh.run(5)
+    alice = Provider("alice", 20001)
+    alice.put("h1")
+    # 0 tells nobody but 1, which believes that 0 has told all the others
+    mesh.passes = lambda source, target, message: source != 0 or target == 1
+    mesh.publish(0, alice)
+    mesh.run(0.5)
+    assert len(mesh.digests()) == 2
+    mesh.run(4)
+    assert len(mesh.digests()) == 1
+    alice.put("h2")
+    mesh.publish(0, alice)
+    mesh.run(0.5)  # and it is not believed again
+    assert len(mesh.digests()) == 1
+
+
+def test_a_link_counts_only_if_both_its_ends_say_so() -> None:
+    mesh = Mesh(4, dial=False)
+    for number in (1, 2, 3):
+        mesh.link(0, number)
+    mesh.run(3)
+    everybody = tuple(mesh.contact(number) for number in range(4))
+    mesh.feed(0, ev.PeersReceived(mesh.keys[1], everybody))
+    alice = Provider("alice", 20001)
+    alice.put("h1")
+    mesh.publish(1, alice)
+    mesh.run(0.5)
+    assert len(mesh.digests()) == 1
+
+
+def test_each_interval_another_region_is_compared_with_too() -> None:
+    machine = Mesh(1).machines[0]
+    for number in range(1, 6):
+        prefix = "cn.r1100" if number == 5 else "cn.r3301"
+        machine.handle(ev.LinkUp(bytes([number]) * 32, True, None, prefix), now=0)
+    for interval in range(1, 6):
+        compared = [
+            effect.peer
+            for effect in machine.handle(ev.Tick(), now=interval * 2 * COMPARE_SECONDS)
+            if isinstance(effect, ev.Compare)
+        ]
+        assert len(compared) == 2
+        assert b"\5" * 32 in compared
+
+
+def test_status_that_the_other_has_is_not_sent_again() -> None:
+    mesh = star(2)
+    alice = Provider("alice", 20001)
+    alice.put("h1")
+    mesh.publish(0, alice)
+    mesh.feed(0, ev.StatusReceived(None, (alice.status(5),)))
+    mesh.run(2)
+    mesh.passes = lambda source, target, message: False
+    alice.put("h2")
+    mesh.publish(0, alice)
+    mesh.effects.clear()
+    mesh.passes = lambda source, target, message: True
+    mesh.run(2 * COMPARE_SECONDS)
+    assert len(mesh.digests()) == 1
+    assert not [
+        e for _, e in mesh.effects if isinstance(e, ev.Notify) and isinstance(e.message, StatusAnnounced)
+    ]
+    newer = alice.status(6)
+    mesh.passes = lambda source, target, message: False
+    mesh.feed(0, ev.StatusReceived(None, (newer,)))
+    alice.put("h3")
+    mesh.publish(0, alice)
+    mesh.passes = lambda source, target, message: True
+    mesh.run(2 * COMPARE_SECONDS)
+    assert (len(mesh.digests()), free_of(mesh, 1, alice)) == (1, 6)
+
+
+def test_what_membership_says_is_dialed_and_no_longer_when_it_is_gone() -> None:
+    mesh = Mesh(3, dial=False)
+    machine = mesh.machines[0]
+    effects = machine.handle(ev.ContactKnown(mesh.contact(1)), now=0)
+    effects += machine.handle(ev.ContactKnown(mesh.contact(2)), now=0)
+    effects += machine.handle(ev.ContactGone(mesh.keys[2]), now=5)
+    effects += machine.handle(ev.Tick(), now=60)
+    dialed = [effect.contact for effect in effects if isinstance(effect, ev.Dial)]
+    assert dialed[-1] == mesh.contact(1)
+    assert len(dialed) >= 2

@@ -69,9 +69,11 @@ class HeadsCompared(Message, tag=8, frozen=True):
 
 
 class FetchHeads(Message, tag=13, frozen=True):
-    """Heads and newest status batches of these providers. Answer: a stream of `HeadsPage`."""
+    """Heads and newest status batches of these providers. Answer: a stream of `HeadsPage`. `status_seqs`, one for each
+    provider or none at all, are those that the sender has: equal ones are left out of the answer."""
 
     providers: Annotated[tuple[Key, ...], msgspec.Meta(min_length=1, max_length=limits.NEWS_MAX)]
+    status_seqs: Annotated[tuple[UInt, ...], msgspec.Meta(max_length=limits.NEWS_MAX)] = ()
 
 
 class HeadsPage(Message, tag=14, frozen=True):

@@ -1,0 +1,55 @@
+"""Heads and status in messages that fit into a frame, and which of two head rows tells something new."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from ioc_node.core.catalogue import Catalogue
+from ioc_node.core.replica import FORKED
+from ioc_wire import limits
+from ioc_wire.gossip import HeadNews, HeadRow, HeadsPage, StatusAnnounced
+from ioc_wire.signed import Signed
+
+PAGE_BYTES: Final = 512 << 10
+_NONE: Final[Mapping[bytes, int]] = {}
+
+
+def tells_news(row: HeadRow, other: HeadRow | None) -> bool:
+    """Whether whoever holds `other` lacks what `row` tells."""
+    if other is None:
+        return True
+    if FORKED in (row.head, other.head):
+        return row.head != other.head and row.head == FORKED
+    return row.seq > other.seq or (row.seq == other.seq and row.head != other.head)
+
+
+def pack_statuses(batches: Iterable[Signed]) -> list[StatusAnnounced]:
+    """Status batches in messages that fit into a frame."""
+    pages: list[list[Signed]] = []
+    room = 0
+    for signed in batches:
+        size = len(signed.payload) + 160
+        if not pages or size > room or len(pages[-1]) >= limits.NEWS_MAX:
+            pages.append([])
+            room = PAGE_BYTES
+        pages[-1].append(signed)
+        room -= size
+    return [StatusAnnounced(tuple(page)) for page in pages]
+
+
+def pack_news(
+    catalogue: Catalogue, providers: Iterable[bytes], status_seqs: Mapping[bytes, int] = _NONE
+) -> list[HeadsPage]:
+    """Heads (of a forked provider both) and newest status of `providers`, in pages that fit into a frame. Status is
+    left out where `status_seqs`, by provider, says that the receiver has the newest."""
+    news: list[HeadNews] = []
+    statuses: list[Signed] = []
+    for provider in providers:
+        replica = catalogue.replica(provider)
+        if replica is None:
+            continue
+        news.extend(replica.news())
+        if replica.status_seq != status_seqs.get(provider):
+            statuses.extend(held.signed for held in replica.statuses.values())
+    step = limits.NEWS_MAX // 2
+    pages = [HeadsPage(news=tuple(news[start : start + step])) for start in range(0, len(news), step)]
+    return pages + [HeadsPage(statuses=message.batches) for message in pack_statuses(statuses)]
