@@ -21,7 +21,11 @@ class CoreSide:
 
     def __init__(self, config: NodeConfig, identity: Identity, shelf: CatalogueShelf, trust: Trust) -> None:
         self.gossip = make_gossip(
-            identity.public_key, trust, compare_seconds=config.gossip.compare_seconds, shelf=shelf
+            identity.public_key,
+            trust,
+            compare_seconds=config.gossip.compare_seconds,
+            shelf=shelf,
+            interest=config.interest(),
         )
         self.engine = QueryEngine(self.gossip.catalogue)
         self._changed: dict[bytes, set[int] | None] = {}

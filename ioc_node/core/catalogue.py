@@ -17,7 +17,7 @@ from typing import Final
 
 from ioc_node.core.entry_book import EntryBook, MemoryBook
 from ioc_node.core.intake import Intake, Refused
-from ioc_node.core.interest import EVERYTHING, Interest
+from ioc_node.core.interest import EVERYTHING, Interest, Interests
 from ioc_node.core.replica import Applied, HeldStatus, Replica, Seen, head_hash
 from ioc_node.core.slots import SLOTS_MAX
 from ioc_node.core.steps import run_through
@@ -63,6 +63,8 @@ class Standing(enum.Enum):
     """Not newer than what is known, or of a provider in quarantine."""
     LAGGING = "lagging"
     """Newer: entries have to be fetched."""
+    UNWANTED = "unwanted"
+    """It is not replicated here."""
     HELD = "held"
     """Newer, and it commits to the very entries that are held: nothing to fetch."""
     FORKED = "forked"
@@ -73,10 +75,16 @@ class Catalogue:
     """Single owner: the gossip machine."""
 
     def __init__(
-        self, trust: Trust, *, bounds: CatalogueBounds | None = None, book: EntryBook | None = None
+        self,
+        trust: Trust,
+        *,
+        bounds: CatalogueBounds | None = None,
+        book: EntryBook | None = None,
+        interest: Interest = EVERYTHING,
     ) -> None:
         self._trust = trust
         self.bounds = bounds or CatalogueBounds()
+        self.interests = Interests(interest)
         self._book: EntryBook = book if book is not None else MemoryBook()
         self._claims: defaultdict[str, set[bytes]] = defaultdict(set)
         self._replicas: dict[bytes, Replica] = {}
@@ -168,9 +176,12 @@ class Catalogue:
             return Standing.KNOWN
         head, grant = self._check(news, unix)
         if replica is None:
+            replica = Replica(provider, grant)
+            if not self.interests.wants(provider, replica.prefix):
+                return Standing.UNWANTED
             if len(self._replicas) >= self.bounds.providers_max:
                 raise OverQuota(f"{self.bounds.providers_max} providers are known here")
-            replica = self._replicas[provider] = Replica(provider)
+            self._replicas[provider] = replica
         seen = Seen(news, head, name)
         for other in (replica.announced, replica.held):
             if other is not None and other.head.seq == head.seq and other.hash != name:
@@ -319,13 +330,16 @@ class Catalogue:
     # -- time and persistence
 
     def expire(self, *, unix: float) -> list[bytes]:
-        """Forget what has expired: status, held heads with their entries; returns the providers that lost those."""
+        """Forget what has expired or is not wanted any more: status, held heads with their entries; returns the
+        providers that lost those."""
         gone: list[bytes] = []
+        self.interests.expire(unix=unix)
         for provider, replica in list(self._replicas.items()):
             for part, status in list(replica.statuses.items()):
                 if unix > status.batch.expires + limits.CLOCK_SKEW_SECONDS:
                     del replica.statuses[part]
-            if replica.ends() + limits.CLOCK_SKEW_SECONDS < unix:
+            wanted = self.interests.wants(provider, replica.prefix)
+            if not wanted or replica.ends() + limits.CLOCK_SKEW_SECONDS < unix:
                 gone.append(provider)
                 self.drop(provider)
             elif replica.held and replica.held.head.expires + limits.CLOCK_SKEW_SECONDS < unix:

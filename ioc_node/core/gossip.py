@@ -311,9 +311,10 @@ class Gossip:
             return
         theirs = {row.provider: row for row in rows}
         lacking = []
+        common = self.catalogue.interests.common(peer)
         if differs:
             self._fetch_news(peer, [row for row in rows if self._is_wanted(row)])
-            mine = [row for row in self.catalogue.vector() if self._tells(peer, row.provider)]
+            mine = [row for row in self.catalogue.vector(common) if self._tells(peer, row.provider)]
             lacking = [row.provider for row in mine if tells_news(row, theirs.get(row.provider))]
         for page in pack_news(self.catalogue, lacking, {row.provider: row.status_seq for row in rows}):
             if page.news:

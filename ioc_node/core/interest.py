@@ -18,6 +18,7 @@ from ioc_wire.cid import check_prefix
 from ioc_wire.errors import BadIdentifier, TooLarge
 
 LABELS_MAX: Final = 3
+GUEST_SECONDS: Final = 60.0
 _KIND = re.compile(r"(?:[a-z]{2}|p2p)\.[ri]")
 
 
@@ -88,6 +89,46 @@ class Interest:
 
     def __repr__(self) -> str:
         return f"Interest({str(self)!r})"
+
+
+class Interests:
+    """What one core node wants to hold, and what the core nodes that it is linked with said of themselves.
+
+    Whatever a node's interest, it holds the catalogues of those that publish to it, until they have been gone for
+    `GUEST_SECONDS`: by then they publish elsewhere, and what is held here would only grow old.
+    """
+
+    def __init__(self, own: Interest | None = None) -> None:
+        self.own: Final = own or EVERYTHING
+        self.told: dict[bytes, Interest] = {}
+        self._guests: dict[bytes, float] = {}
+        """Provider to when it is forgotten, in seconds since 1970."""
+
+    def common(self, peer: bytes) -> Interest:
+        """What this node and a peer both replicate."""
+        return self.own.intersect(self.told.get(peer, EVERYTHING))
+
+    def is_told(self, peer: bytes, prefix: str) -> bool:
+        """Whether a peer wants to hear of a provider with this prefix."""
+        told = self.told.get(peer)
+        return told is None or told.overlaps(prefix)
+
+    def guest_came(self, provider: bytes) -> None:
+        """A provider publishes here."""
+        self._guests[provider] = float("inf")
+
+    def guest_left(self, provider: bytes, *, unix: float) -> None:
+        if provider in self._guests:
+            self._guests[provider] = unix + GUEST_SECONDS
+
+    def wants(self, provider: bytes, prefix: str) -> bool:
+        """Whether a provider's catalogue is to be held here."""
+        return self.own.overlaps(prefix) or provider in self._guests
+
+    def expire(self, *, unix: float) -> None:
+        """Forget guests that left long ago."""
+        for provider in [key for key, until in self._guests.items() if until < unix]:
+            del self._guests[provider]
 
 
 @functools.lru_cache(maxsize=1 << 14)

@@ -56,10 +56,10 @@ class Applied(NamedTuple):
 class Replica:
     """State of one provider. Changed only by `Catalogue`."""
 
-    def __init__(self, provider: bytes) -> None:
+    def __init__(self, provider: bytes, grant: Grant | None = None) -> None:
         self.provider = provider
         self._own_prefix = self_certified_prefix(provider)
-        self.grant: Grant | None = None
+        self.grant = grant
         self.announced: Seen | None = None
         self.held: Seen | None = None
         self.statuses: dict[int, HeldStatus] = {}
@@ -134,7 +134,7 @@ class Replica:
         return HeadRow(self.provider, self.held.head.seq, self.held.hash, self.status_seq)
 
     def mark(self) -> bytes:
-        """Its part of a catalogue's digest, 72 bytes: provider, seq and head hash; empty while nothing of it is held."""
+        """Its part of a catalogue's digest, 72 bytes: provider, seq, head hash; empty while nothing of it is held."""
         if self.fork is not None:
             return self.provider + bytes(8) + FORKED
         if self.held is None:

@@ -18,6 +18,7 @@ from ioc_node.core.catalogue import Catalogue
 from ioc_node.core.chance import Chance
 from ioc_node.core.entry_book import EntryBook
 from ioc_node.core.gossip import COMPARE_SECONDS, Gossip
+from ioc_node.core.interest import EVERYTHING, Interest
 from ioc_node.core.packing import pack_news
 from ioc_node.core.rates import RateTable
 from ioc_node.core.trust import Trust
@@ -43,6 +44,7 @@ from ioc_wire.errors import (
     WrongRoot,
 )
 from ioc_wire.identity import format_node_id, node_id_of
+from ioc_wire.interest import InterestTold
 from ioc_wire.market import Contact
 from ioc_wire.signed import Signed
 
@@ -126,6 +128,7 @@ class CoreGossip:
 
     def publish_own(self, news: wire.HeadNews, entries: tuple[bytes, ...]) -> None:
         """Take in the catalogue of this very node, where it is a provider too."""
+        self.catalogue.interests.guest_came(news.head.key)
         self.feed(ev.NewsReceived(None, (news,)))
         self.feed(ev.EntriesFetched(None, news.head.key, 0, news.head, entries))
 
@@ -269,7 +272,7 @@ class CoreGossip:
         link = self._link(peer)
         if link is None:
             return
-        mine = self.catalogue.digest()
+        mine = self.catalogue.digest(self.catalogue.interests.common(peer))
         try:
             with trio.move_on_after(FETCH_STALL_SECONDS):
                 answer = await link.request(wire.CompareHeads(mine), wire.HeadsCompared)
@@ -296,6 +299,7 @@ class CoreGossip:
         handlers.serve_notify(wire.HeadsAnnounced, self._on_heads)
         handlers.serve_notify(wire.StatusAnnounced, self._on_statuses)
         handlers.serve_notify(wire.PeersKnown, self._on_peers)
+        handlers.serve_notify(InterestTold, self._on_interest)
 
     async def _on_publish(self, link: Link, message: wire.PublishHead) -> wire.Published:
         key = link.peer.key
@@ -315,6 +319,7 @@ class CoreGossip:
 
     async def _publish(self, key: bytes, news: wire.HeadNews) -> wire.Published:
         settled = self._publishing[key] = trio.Event()
+        self.catalogue.interests.guest_came(key)
         self.feed(ev.NewsReceived(key, (news,)))
         while True:
             if key in self._refusals:
@@ -332,8 +337,9 @@ class CoreGossip:
             settled = self._publishing[key] = trio.Event()
 
     async def _on_compare(self, link: Link, message: wire.CompareHeads) -> wire.HeadsCompared:
-        digest = self.catalogue.digest()
-        rows = () if digest == message.digest else self.catalogue.vector()
+        common = self.catalogue.interests.common(link.peer.key)
+        digest = self.catalogue.digest(common)
+        rows = () if digest == message.digest else self.catalogue.vector(common)
         return wire.HeadsCompared(digest, rows)
 
     async def _on_exchange(self, link: Link, message: wire.ExchangePeers) -> wire.PeersKnown:
@@ -371,6 +377,13 @@ class CoreGossip:
         if is_core(link) and self._named.take(link.peer.key, trio.current_time()):
             self.feed(ev.PeersReceived(link.peer.key, message.core))
 
+    def _on_interest(self, link: Link, message: InterestTold) -> None:
+        if is_core(link):
+            try:
+                self.catalogue.interests.told[link.peer.key] = Interest.told(message.prefixes)
+            except WireError as error:
+                log.info("interest_refused", peer=link.peer.name, error=str(error))
+
     # -- life
 
     async def run(self, links: LinkEndpoint) -> None:
@@ -394,11 +407,16 @@ class CoreGossip:
             await self._tick()
 
     def link_up(self, link: Link) -> None:
+        own = self.catalogue.interests.own
+        if is_core(link) and not own.is_everything:
+            link.notify_nowait(InterestTold(own.prefixes))
         grant = link.peer.grant
         prefix = grant.prefix if grant is not None else ""
         self.feed(ev.LinkUp(link.peer.key, is_core(link), contact_of(link), prefix))
 
     def link_down(self, link: Link) -> None:
+        self.catalogue.interests.told.pop(link.peer.key, None)
+        self.catalogue.interests.guest_left(link.peer.key, unix=time.time())
         self.feed(ev.LinkDown(link.peer.key))
 
     # -- persistence
@@ -437,12 +455,13 @@ def make_gossip(
     compare_seconds: float = COMPARE_SECONDS,
     chance: Chance | None = None,
     shelf: Shelf | None = None,
+    interest: Interest = EVERYTHING,
 ) -> CoreGossip:
     """The gossip of the core node with public key `key`; needs a running trio loop, for its clock. With a `shelf`
     the entries lie there, and the catalogue is taken up from it; else in memory."""
     machine = Gossip(
         key,
-        Catalogue(trust, book=shelf),
+        Catalogue(trust, book=shelf, interest=interest),
         chance or random.SystemRandom(),
         unix_offset=time.time() - trio.current_time(),
         compare_seconds=compare_seconds,

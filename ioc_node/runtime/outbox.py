@@ -55,12 +55,18 @@ class Outbox:
             return isinstance(message, HeadsAnnounced | StatusAnnounced)
         match message:
             case HeadsAnnounced(news):
-                self._of(peer).heads.update(dict.fromkeys(one.head.key for one in news))
+                told = [one.head.key for one in news if self._is_told(peer, one.head.key)]
+                self._of(peer).heads.update(dict.fromkeys(told))
             case StatusAnnounced(batches):
-                self._of(peer).statuses.update(dict.fromkeys(self._parts_of(batches)))
+                wanted = [batch for batch in batches if self._is_told(peer, batch.key)]
+                self._of(peer).statuses.update(dict.fromkeys(self._parts_of(wanted)))
             case _:
                 return False
         return True
+
+    def _is_told(self, peer: bytes, provider: bytes) -> bool:
+        replica = self._catalogue.replica(provider)
+        return replica is not None and self._catalogue.interests.is_told(peer, replica.prefix)
 
     def _parts_of(self, batches: Sequence[Signed]) -> Iterator[tuple[bytes, int]]:
         for batch in batches:

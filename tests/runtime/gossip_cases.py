@@ -12,6 +12,7 @@ import trio.testing
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ioc_bootstrap.network import Network
+from ioc_node.core.interest import Interest
 from ioc_node.core.own_catalogue import OwnCatalogue
 from ioc_node.core.trust import Trust
 from ioc_node.runtime.gossip import CoreGossip, make_gossip
@@ -88,6 +89,7 @@ async def open_core(
     shelf: Any = None,
     compare_seconds: float = 30.0,
     prepare: Any = None,
+    interest: tuple[str, ...] = (),
 ) -> AsyncIterator[CoreNode]:
     """A core node; `prepare(gossip, handlers)` may add what its market answers."""
     key = key_of(name)
@@ -96,6 +98,7 @@ async def open_core(
         Trust(network_id=NETWORK.network_id, admission="certified", roots=NETWORK.root_keys),
         compare_seconds=compare_seconds,
         shelf=shelf,
+        interest=Interest.told(interest),
     )
     handlers = Handlers()
     gossip.register(handlers)
