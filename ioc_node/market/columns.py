@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ioc_node.core.replica import HeldStatus
-from ioc_node.market.kinds import Interned, Kinds, Mask, Rows, Traits, longer
+from ioc_node.market.kinds import Interned, Kinds, Labels, Mask, Rows, Traits, longer
 from ioc_node.market.pricing import prices_of
 from ioc_wire.limits import STATUS_ROWS_MAX
 from ioc_wire.records import ResourceRecord
@@ -31,6 +31,7 @@ ZONE_ROWS: Final = 1 << 14
 _ROW: Final[dict[str, Any]] = {
     "kind": np.int32,
     "traits": np.int32,
+    "labels": np.int32,
     "owner": np.int32,
     "slot": np.int32,
     "tie": np.uint64,
@@ -69,6 +70,7 @@ class Table:
         """Thousandths, by group and row."""
         self.owners: Interned[bytes] = Interned()
         self.traits: Interned[Traits] = Interned()
+        self.labels: Interned[Labels] = Interned()
         self._least: dict[str, Rows] = {name: np.full(1, QUANTITY_MAX, np.int64) for name in ZONED}
         self._used = 0
         self._free: list[int] = []
@@ -119,7 +121,8 @@ class Table:
             self._grow(self._used)
             values = (
                 self.kinds.take(record, reachable),
-                self.traits.take(Traits(record.runtimes, record.services, record.cpu.architecture)),
+                self.traits.take(_traits_of(record)),
+                self.labels.take(record.labels),
                 self.owners.take(provider),
                 slot,
                 tie_of(record.cid),
@@ -192,6 +195,7 @@ class Table:
         uses: tuple[tuple[str, Kinds | Interned[Any]], ...] = (
             ("kind", self.kinds),
             ("traits", self.traits),
+            ("labels", self.labels),
             ("owner", self.owners),
         )
         for name, interned in uses:
@@ -251,3 +255,15 @@ class Table:
 
 def _bounded(value: int) -> int:
     return min(value, QUANTITY_MAX)
+
+
+def _traits_of(record: ResourceRecord) -> Traits:
+    cpu = record.cpu
+    return Traits(
+        record.runtimes,
+        record.services,
+        cpu.architecture,
+        cpu.model,
+        record.network.offloads,
+        record.management,
+    )

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from ioc_node.errors import UsageError
+from ioc_node.market.expression_fields import check_expression
 from ioc_wire.cid import CLASSES, check_prefix
 from ioc_wire.errors import BadIdentifier
 from ioc_wire.market import Demand, OffersFound, Removal
@@ -43,6 +44,7 @@ def make_demand(
     services: Sequence[str] | str = (),
     max_rtt_ms: float | None = None,
     max_price: float | None = None,
+    where: str = "",
     duration: int | str = 3600,
 ) -> Demand:
     """A demand from friendly values. Raises `UsageError`.
@@ -50,7 +52,8 @@ def make_demand(
     `accelerators` reads TYPE:COUNT or TYPE:MODEL:COUNT, the count with up to three decimals (`gpu:a100:0.5` is half a
     shared device); several items are wanted together. Sizes are MiB, or text such as `16GiB`; `duration` is seconds,
     or text such as `90m`. `within` and `avoid` are prefixes (`cn.r3301`) or beginnings of identifiers
-    (`ioc:cn.r3301.20004/ai`). `max_price` is currency per core-hour.
+    (`ioc:cn.r3301.20004/ai`). `max_price` is currency per core-hour. `where` is an expression, as
+    `tflops.fp16 >= 100 and not city in (3301, 3302)`; `ioc_node.market.expression_fields` has the fields.
     """
     _check_range("cores", cores, 0.001, 65536)
     if max_rtt_ms is not None:
@@ -59,6 +62,8 @@ def make_demand(
         _check_range("max-price", max_price, 0, 1e9)
     if resource_class and resource_class not in CLASSES:
         raise UsageError(f"class: {resource_class!r} is none of {', '.join(CLASSES)}")
+    if where:
+        check_expression(where)
     items = tuple(
         _accelerator(item, accelerator_memory, precision, min_tflops) for item in _listed(accelerators)
     )
@@ -75,6 +80,7 @@ def make_demand(
         services=_listed(services),
         rtt_ms_max=max_rtt_ms,
         price_micro_max=None if max_price is None else round(max_price * 1_000_000),
+        where=where,
     )
     resources = Resources(
         cores=cores, memory_mib=_mib("memory", memory), disk_mib=_mib("disk", disk), accelerators=items

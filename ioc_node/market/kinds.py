@@ -139,11 +139,17 @@ class Kinds:
 
 
 class Traits(NamedTuple):
-    """What software and processor a host offers."""
+    """What software and processor a host offers, and how it is managed."""
 
     runtimes: tuple[str, ...]
     services: tuple[str, ...]
     architecture: str
+    cpu_model: str = ""
+    offloads: tuple[str, ...] = ()
+    management: str = ""
+
+
+Labels = tuple[tuple[str, str], ...]
 
 
 def longer(column: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:

@@ -19,6 +19,7 @@ from ioc_node.market.conditions import (
     kind_conditions,
     row_conditions,
 )
+from ioc_node.market.expressions import Where
 from ioc_node.market.kinds import Mask, Rows
 from ioc_node.market.pricing import accelerators_milli, cores_milli
 from ioc_wire.market import Demand, Removal
@@ -53,21 +54,25 @@ class _Removed:
 
 class Scan:
     """Of one demand, at `unix` seconds since 1970; the `count` cheapest rows are kept. No rows may come or go while it
-    lasts; their status may change.
+    lasts; their status may change. Raises `Malformed` for an expression that is none.
     """
 
     def __init__(self, demand: Demand, table: Table, *, unix: float, count: int) -> None:
         self.considered = table.living
         self._table = table
         self._count = count
-        self._on_kinds = [_Removed(one, of_kind=True) for one in kind_conditions(demand, table)]
-        self._on_rows = [_Removed(one, of_kind=False) for one in row_conditions(demand, table, unix=unix)]
+        self._where = Where(demand.constraints.where, table)
+        on_kinds = (*kind_conditions(demand, table), *self._where.kind_conditions())
+        on_rows = (*row_conditions(demand, table, unix=unix), *self._where.row_conditions())
+        self._on_kinds = [_Removed(one, of_kind=True) for one in on_kinds]
+        self._on_rows = [_Removed(one, of_kind=False) for one in on_rows]
         self._price = _Price(demand, table)
         self._best: Rows = np.zeros(0, np.int64)
         self._estimates: npt.NDArray[np.float64] = np.zeros(0)
 
     def run(self) -> Generator[None, None, None]:
         """Go through the table in steps."""
+        yield from self._where.prepare()
         kinds = self._sift_kinds()
         serving = self._serving(kinds)
         yield

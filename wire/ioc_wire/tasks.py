@@ -86,7 +86,8 @@ class Resources(Document, frozen=True):
 
 
 class Constraints(Document, frozen=True):
-    """Where a task may run. `allow` and `deny` are identifier prefixes, or beginnings of identifiers (`ioc:…`)."""
+    """Where a task may run. `allow` and `deny` are identifier prefixes, or beginnings of identifiers (`ioc:…`); `where`
+    is an expression over the host's fields."""
 
     resource_class: Literal["", "gen", "ai", "sup", "edge"] = ""
     allow: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
@@ -96,6 +97,7 @@ class Constraints(Document, frozen=True):
     services: Annotated[tuple[Name, ...], msgspec.Meta(max_length=8)] = ()
     rtt_ms_max: Annotated[float, msgspec.Meta(gt=0, le=3_600_000)] | None = None
     price_micro_max: UInt | None = None
+    where: Annotated[str, msgspec.Meta(max_length=limits.EXPRESSION_CHARS_MAX)] = ""
 
 
 class Limits(Document, frozen=True):
