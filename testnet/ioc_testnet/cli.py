@@ -203,6 +203,31 @@ def dht(malicious: str, kind: str | None, as_json: bool, **rest: Any) -> int:
 
 
 @sim.command()
+@click.option("--nodes", type=int, default=50, show_default=True, help="Core nodes.")
+@click.option(
+    "--silent", type=_share, default=0.2, show_default=True, help="Share that listens and says nothing."
+)
+@click.option(
+    "--partition-seconds", type=float, default=600.0, show_default=True, help="Two halves apart; 0: never."
+)
+@click.option("--providers", type=int, default=20, show_default=True, help="Providers that publish.")
+@click.option(
+    "--changes", type=int, default=60, show_default=True, help="Heads and status batches that are measured."
+)
+@click.option("--latency", default="constant:50", show_default=True, metavar="FILE|constant[:MS]",
+              help="Round trips: a square matrix, FILE[:ms|:s|:us], or the same everywhere.")  # fmt: skip
+@click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same run.")
+@_json
+def gossip(as_json: bool, **rest: Any) -> int:
+    """Simulate how heads and status spread between core nodes: with silent ones, through a partition, and after all
+    restart at once."""
+    from ioc_testnet.sim.command import run_sim_gossip
+    from ioc_testnet.sim.gossip import GossipOptions
+
+    return run_sim_gossip(GossipOptions(**rest).check(), as_json=as_json)
+
+
+@sim.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("docs/experiments"),
               show_default=True, help="Where a JSON file and a plot of each go, and a page about all.")  # fmt: skip

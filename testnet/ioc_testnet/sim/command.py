@@ -1,4 +1,4 @@
-"""What `ioc-testnet sim dht` does: run one simulation, show its figures."""
+"""What `ioc-testnet sim dht` and `sim gossip` do: run one simulation, show its figures."""
 
 import gc
 import sys
@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 
 from ioc_node.cli.common import pairs, plain, print_json, span_text, stdout
+from ioc_testnet.sim.gossip import GossipOptions, GossipSimulation
 from ioc_testnet.sim.options import SimOptions
 from ioc_testnet.sim.simulation import Progress, Simulation
 
@@ -26,6 +27,34 @@ def run_sim_dht(options: SimOptions, *, as_json: bool) -> int:
     else:
         render_figures(figures)
     return 0
+
+
+def run_sim_gossip(options: GossipOptions, *, as_json: bool) -> int:
+    """Run it and show the figures."""
+    with collected_rarely():
+        figures = GossipSimulation(options, progress=progress_on_stderr()).run()
+    if as_json:
+        print_json(figures)
+    else:
+        render_gossip(figures)
+    return 0
+
+
+def render_gossip(figures: dict[str, Any]) -> None:
+    """The figures of a gossip simulation, one below the other."""
+    console = stdout()
+    rows = [
+        ("99 % have a head", f"{figures['head_99_p50_s']:.2f} s median, {figures['head_99_p99_s']:.2f} s p99"),
+        ("99 % have status", f"{figures['status_99_p99_s']:.2f} s p99"),
+        ("copies per head", f"{figures['copies_per_head']:.2f}"),
+        ("one network after", f"{figures['formed_s']:.1f} s; {figures['restarted_s']:.1f} s when all restart"),
+        ("healed after", f"{figures['healed_s']:.1f} s (compared every {figures['compare_s']:.0f} s)"),
+        ("traffic per node", f"{figures['bytes_per_node'] / 1000:,.0f} kB in {span_text(figures['virtual_seconds'])}"),
+        ("it took", span_text(figures["seconds"])),
+        ("trace", figures["trace_hash"]),
+    ]  # fmt: skip
+    pairs(console, rows)
+    console.print(plain(f"again: {figures['command']}"), soft_wrap=True)
 
 
 @contextmanager
