@@ -6,6 +6,7 @@ import trio
 
 from ioc_node.config import NodeConfig
 from ioc_node.core.trust import Ended, Trust
+from ioc_node.forwarding import Forwarding
 from ioc_node.identity import Identity
 from ioc_node.market.query import QueryEngine
 from ioc_node.runtime.catalogue_store import CatalogueShelf
@@ -27,6 +28,7 @@ class CoreSide:
             shelf=shelf,
             interest=config.interest(),
         )
+        self.forwarding = Forwarding(self.gossip.catalogue.interests)
         self.engine = QueryEngine(self.gossip.catalogue)
         self._changed: dict[bytes, set[int] | None] = {}
         self._change = trio.Event()
@@ -62,7 +64,15 @@ class CoreSide:
         return await self.answer(message)
 
     async def answer(self, message: FindOffers) -> OffersFound:
-        """Offers from this node's own catalogue. Raises `NotFound` for an unknown policy."""
+        """Offers from this node's catalogue, or from another core node's where this one does not replicate all that the
+        demand allows. Raises `NotFound` for an unknown policy.
+        """
+        if message.forwarded or self.forwarding.is_mine(message.demand.constraints.allow):
+            return await self._answer(message)
+        found = await self.forwarding.find(message)
+        return found if found is not None else self.forwarding.note(await self._answer(message))
+
+    async def _answer(self, message: FindOffers) -> OffersFound:
         async with self._table:
             return await run_with_pauses(
                 self.engine.finding(
@@ -100,6 +110,7 @@ class CoreSide:
 
     async def start(self, nursery: trio.Nursery, links: LinkEndpoint) -> None:
         """Gossip until the nursery ends."""
+        self.forwarding.links = links
         nursery.start_soon(self._follow)
         nursery.start_soon(self.gossip.run, links)
         await trio.lowlevel.checkpoint()

@@ -255,7 +255,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         if core is not None:
             core.register(handlers)
             revocations.on_ended(core.key_revoked)
-            local = LocalRecords(dht, core.gossip.catalogue)
+            local = LocalRecords(dht, core.gossip.catalogue, core.forwarding)
             local.register(handlers)
         provider = None
         if config.role == "provider":

@@ -23,6 +23,7 @@ from ioc_node.core.events import Fault, GetReport, Trace
 from ioc_node.core.getting import withdrawn
 from ioc_node.core_links import CoreLinks
 from ioc_node.errors import PeerUnreachable
+from ioc_node.forwarding import Forwarding
 from ioc_node.runtime.dht import Dht, Getting
 from ioc_node.runtime.driver import open_background
 from ioc_node.runtime.link_handlers import Handlers
@@ -48,9 +49,10 @@ NAME_CHARS: Final = 10
 class LocalRecords:
     """What a core node can say about an identifier by itself: its catalogue, and its part of the DHT."""
 
-    def __init__(self, dht: Dht, catalogue: Catalogue) -> None:
+    def __init__(self, dht: Dht, catalogue: Catalogue, forwarding: Forwarding) -> None:
         self._machine = dht.machine
         self._catalogue = catalogue
+        self._forwarding = forwarding
 
     def register(self, handlers: Handlers) -> None:
         """Answer `ResolveRecord`; before links are opened."""
@@ -60,6 +62,10 @@ class LocalRecords:
         found = [each for each in (self.listed(message.cid), self._stored(message.cid)) if each is not None]
         newest = max(found, key=_order, default=None)
         if newest is None or _order(newest)[0] < message.version_min:
+            if not message.forwarded and not self._forwarding.is_mine((message.cid,)):
+                forwarded = await self._forwarding.resolve(message)
+                if forwarded is not None:
+                    return forwarded
             raise NotFound(f"{message.cid} is not held here")
         return newest
 
