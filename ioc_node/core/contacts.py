@@ -48,6 +48,8 @@ class ContactBook:
         self._chance = chance
         self._known: dict[bytes, _Known] = {}
         self._told: Counter[bytes] = Counter()
+        self._wake: tuple[float | None] | None = None
+        """When somebody is to be dialed next, as long as nothing has changed: it is asked for at every event."""
 
     def __len__(self) -> int:
         return len(self._known)
@@ -75,6 +77,7 @@ class ContactBook:
             return
         if len(self._known) >= CONTACTS_MAX and not self._evict(now, frozenset()):
             return
+        self._wake = None
         self._told[teller] += 1
         self._known[contact.key] = _Known(contact, now, now + self._patience(contact.key), (teller,))
 
@@ -82,6 +85,7 @@ class ContactBook:
         """It was reached there, or has signed that it is there. `linked`: whom this node is linked with."""
         if contact.key == self._me:
             return
+        self._wake = None
         known = self._known.get(contact.key)
         if known is None:
             if len(self._known) >= CONTACTS_MAX and not self._evict(now, linked, sure=True):
@@ -119,19 +123,27 @@ class ContactBook:
     def _patience(self, key: bytes) -> float:
         return 0.0 if self._me < key else DIAL_PATIENCE_SECONDS
 
+    def linked(self, key: bytes, now: float) -> None:
+        """There is a link to it, whoever opened it."""
+        self._wake = None
+        if known := self._known.get(key):
+            known.heard = now
+
     def lost(self, key: bytes, now: float) -> None:
         """The link to it went down."""
+        self._wake = None
         if known := self._known.get(key):
             known.heard = now
             known.dial_at = now + DIAL_AGAIN_SECONDS * (1 + self._chance.random())
 
     def forget(self, key: bytes) -> None:
+        self._wake = None
         known = self._known.pop(key, None)
         if known is not None and not known.sure:
             self._told[known.tellers[0]] -= 1
             self._told += Counter()  # drops those at zero
 
-    def forget_silent(self, now: float, linked: Container[bytes]) -> None:
+    def _forget_silent(self, now: float, linked: Container[bytes]) -> None:
         """Forget those that nobody is linked with any more."""
         for key in [key for key, known in self._known.items() if now - known.heard > FORGET_SECONDS]:
             if key not in linked:
@@ -139,6 +151,11 @@ class ContactBook:
 
     def due(self, now: float, linked: Container[bytes], room: int) -> list[Contact]:
         """Whom to dial now, at most `room`: sure ones first. All that are due have their next time put off."""
+        at = self.deadline(linked)
+        if at is None or at > now:
+            return []
+        self._wake = None
+        self._forget_silent(now, linked)
         due = [key for key, known in self._known.items() if known.dial_at <= now and key not in linked]
         due.sort(key=lambda key: not self._known[key].sure)
         for key in due[max(room, 0) :]:
@@ -158,7 +175,10 @@ class ContactBook:
 
     def deadline(self, linked: Container[bytes]) -> float | None:
         """When somebody is to be dialed next."""
-        return min((known.dial_at for key, known in self._known.items() if key not in linked), default=None)
+        if self._wake is None:
+            times = (known.dial_at for key, known in self._known.items() if key not in linked)
+            self._wake = (min(times, default=None),)
+        return self._wake[0]
 
     def believed(self) -> int:
         """How many core nodes there are, as far as one can tell: the sure ones, and those that two have told of."""

@@ -90,7 +90,6 @@ class Gossip:
         self._compare_at: float | None = None
         self._expire_at: float | None = None
         self._tell_peers_at: float | None = None
-        self._dial_at: float | None = None
         self._effects: list[Effect] = []
 
     def handle(self, event: Event, *, now: float) -> list[Effect]:
@@ -153,6 +152,7 @@ class Gossip:
 
     def _on_link_up(self, event: LinkUp, now: float) -> None:
         self._mesh.peers[event.peer] = Peer(event.core, event.contact, event.prefix)
+        self._contacts.linked(event.peer, now)
         if event.core:
             self._tell_peers_at = self._tell_peers_at or now + PEERS_SECONDS
             self._effects.append(Compare(event.peer))
@@ -174,7 +174,6 @@ class Gossip:
 
     def _dial(self, now: float) -> None:
         peers = self._mesh.peers
-        self._contacts.forget_silent(now, peers)
         room = MESH_MAX - len(self._mesh.cores)
         self._effects.extend(Dial(contact) for contact in self._contacts.due(now, peers, room))
 

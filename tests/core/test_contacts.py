@@ -70,6 +70,6 @@ def test_who_is_not_heard_of_is_forgotten_unless_linked() -> None:
     known = book()
     known.know(contact(1), 0)
     known.hear(contact(2), b"t", 0)
-    known.forget_silent(FORGET_SECONDS + 1, {contact(1).key})
+    assert known.due(FORGET_SECONDS + 1, {contact(1).key}, 8) == []
     assert (len(known), known.deadline({contact(1).key})) == (1, None)
     assert known.due(1e6, {contact(1).key}, 8) == []
