@@ -58,6 +58,7 @@ class Answers:
         return {
             api.GetStatus: self._status,
             api.GetPeers: self._peers,
+            api.GetOverview: self._overview,
             api.ResolveCid: self._resolve,
             api.FindResources: self._find,
             api.RegisterNow: self._register,
@@ -82,6 +83,9 @@ class Answers:
 
     async def _peers(self, message: api.GetPeers) -> Message:
         return api.Peers(self.node.peers())
+
+    async def _overview(self, message: api.GetOverview) -> Message:
+        return await self.node.overview()
 
     async def _resolve(self, message: api.ResolveCid) -> Message:
         return await self.node.look_up(message.cid, version_min=message.version_min)

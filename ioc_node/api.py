@@ -388,6 +388,36 @@ class KeyRevoked(Message, frozen=True, tag=151):
     told: int
 
 
+class GetOverview(Message, frozen=True, tag=160):
+    """What a core node holds, per node prefix. Answer: `Overview`, or `UsageError` on other nodes."""
+
+
+class OverviewRow(Message, frozen=True):
+    """All that lies under one node prefix (`cn.r3301`). `connected` providers told their status of late; of their
+    hosts `cores_free_milli` of `cores_told_milli` are free. `peak_gops`: billions of operations per second of all
+    accelerators together, by precision. `head_issued`: of the newest head, seconds since 1970."""
+
+    node: str
+    providers: int
+    connected: int
+    identifiers: int
+    hosts: int
+    cores_milli: int
+    cores_told_milli: int
+    cores_free_milli: int
+    accelerators: int
+    peak_gops: tuple[tuple[str, int], ...]
+    head_issued: int
+
+
+class Overview(Message, frozen=True, tag=161):
+    """`interest`: the prefixes that the node replicates; none: everything. `made`: when, seconds since 1970."""
+
+    rows: tuple[OverviewRow, ...]
+    interest: tuple[str, ...]
+    made: float
+
+
 CONTROL_CODEC: Final = UnionCodec(
     Ok
     | GetStatus
@@ -426,4 +456,6 @@ CONTROL_CODEC: Final = UnionCodec(
     | Refused
     | RevokeKey
     | KeyRevoked
+    | GetOverview
+    | Overview
 )

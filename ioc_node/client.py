@@ -38,6 +38,10 @@ class RemoteNode:
     async def peers(self) -> tuple[api.PeerRow, ...]:
         return (await self._ask(api.GetPeers(), api.Peers)).rows
 
+    async def overview(self) -> api.Overview:
+        """What the core node holds, per node prefix. Raises `UsageError` for a node that is none."""
+        return await self._ask(api.GetOverview(), api.Overview)
+
     async def resolve(self, cid: str, *, version_min: int = 0) -> api.Resolved:
         """The signed record of an identifier and how it was found. Raises as `Node.resolve`."""
         found = await self.look_up(cid, version_min=version_min)

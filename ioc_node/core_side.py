@@ -1,9 +1,11 @@
 """What a core node does more than others: it gossips, holds the catalogue, and answers demand queries."""
 
 import time
+from typing import Final
 
 import trio
 
+from ioc_node import api
 from ioc_node.config import NodeConfig
 from ioc_node.core.trust import Ended, Trust
 from ioc_node.forwarding import Forwarding
@@ -15,6 +17,8 @@ from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.links import Link, LinkEndpoint
 from ioc_node.runtime.pauses import run_with_pauses
 from ioc_wire.market import FindOffers, OffersFound
+
+OVERVIEW_SECONDS: Final = 3.0
 
 
 class CoreSide:
@@ -33,6 +37,7 @@ class CoreSide:
         self._changed: dict[bytes, set[int] | None] = {}
         self._change = trio.Event()
         self._patching = False
+        self._overview: api.Overview | None = None
         self._table = trio.Lock()
         """Queries and patches take turns, in order of arrival."""
         self.gossip.on_changed(self._note_change)
@@ -84,6 +89,16 @@ class CoreSide:
                     explain=message.explain,
                 )
             )
+
+    async def overview(self) -> api.Overview:
+        """What is held, per node prefix; made anew after `OVERVIEW_SECONDS`."""
+        unix, made = time.time(), self._overview
+        if made is None or not 0 <= unix - made.made < OVERVIEW_SECONDS:
+            async with self._table:
+                rows = await run_with_pauses(self.engine.summing(unix=unix))
+            own = self.gossip.catalogue.interests.own
+            made = self._overview = api.Overview(rows, () if own.is_everything else own.prefixes, unix)
+        return made
 
     def _note_change(self, provider: bytes, slots: tuple[int, ...] | None) -> None:
         known = self._changed.setdefault(provider, set())

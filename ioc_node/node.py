@@ -33,7 +33,7 @@ from ioc_node.core.events import RecordChanged
 from ioc_node.core_links import CoreLinks
 from ioc_node.core_side import CoreSide
 from ioc_node.entering import Entrance
-from ioc_node.errors import ConfigError
+from ioc_node.errors import ConfigError, UsageError
 from ioc_node.finding import Finder
 from ioc_node.identity import Identity, advertised_host, load_identity
 from ioc_node.metering.ledger import Ledger
@@ -141,6 +141,14 @@ class Node:
     def peers(self) -> tuple[api.PeerRow, ...]:
         """Linked peers and known DHT servers."""
         return peer_rows(self.dht, self.links)
+
+    async def overview(self) -> api.Overview:
+        """What this core node holds, per node prefix. Raises `UsageError` where it is none."""
+        if self.core is None:
+            raise UsageError(
+                f"a {self.config.role} node holds no catalogue: ask a core node for its overview"
+            )
+        return await self.core.overview()
 
     async def register(self) -> tuple[api.RegisteredRow, ...]:
         """Store all own identifiers again now; nothing on a node that has none."""

@@ -15,6 +15,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "up": ("lifecycle:up", "Run the node until it is told to stop."),
     "status": ("overview:status", "Show the running node at a glance."),
     "peers": ("overview:peers", "List the peers of the running node."),
+    "overview": ("overview:overview", "Show what a core node holds, per node prefix."),
     "id": ("overview:show_id", "Print the node ID and public key of a home folder."),
     "resolve": ("identifiers:resolve", "Look up the signed record of an identifier."),
     "find": ("identifiers:find", "Ask who could serve a demand, ranked with reasons."),

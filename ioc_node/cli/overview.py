@@ -1,4 +1,4 @@
-"""`status`, `peers` and `id`: the node itself, and whom it knows."""
+"""`status`, `peers`, `overview` and `id`: the node itself, whom it knows, and what a core node holds."""
 
 import time
 from pathlib import Path
@@ -79,6 +79,41 @@ def render_peers(console: Console, rows: tuple[api.PeerRow, ...]) -> None:
             f"{row.rtt_ms:.1f} ms" if row.rtt_ms >= 0 else "-",
         )
     console.print(made if rows else "no peers are known yet; `ioc-node status` says how joining stands")
+
+
+@click.command()
+@with_home
+def overview(home: Path, as_json: bool) -> None:
+    """Show what this core node holds, per node prefix: providers, identifiers, hosts, accelerators, what is free."""
+    found = ask(home, lambda node: node.overview())
+    rows = [{name: getattr(row, name) for name in row.__struct_fields__} for row in found.rows]
+    for row in rows:
+        row["peak_gops"] = dict(row["peak_gops"])
+    facts = {"rows": rows, "interest": found.interest, "made": found.made}
+    show(as_json, facts, lambda console: render_overview(console, found))
+
+
+def render_overview(console: Console, found: api.Overview) -> None:
+    """One line per node prefix; peak rates by precision, which are never added together."""
+    counts = ("providers", "identifiers", "hosts", "accelerators", "free cores", "newest head")
+    made = table("node", *counts, "peak TFLOPS", right=counts, fold=("peak TFLOPS",))
+    for row in found.rows:
+        told = row.cores_told_milli
+        made.add_row(
+            row.node,
+            f"{row.connected} of {row.providers}",
+            str(row.identifiers),
+            str(row.hosts),
+            str(row.accelerators),
+            f"{100 * row.cores_free_milli / told:.0f} %" if told else "-",
+            f"{span_text(max(0.0, found.made - row.head_issued))} ago",
+            ", ".join(f"{name} {gops / 1000:,.0f}" for name, gops in row.peak_gops) or "-",
+        )
+    console.print(made if found.rows else "this core node holds nothing yet")
+    if found.interest:
+        console.print(
+            plain(f"replicated here: {', '.join(found.interest)}; the rest is asked of other core nodes")
+        )
 
 
 @click.command("id")

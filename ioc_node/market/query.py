@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from ioc_node.api import OverviewRow
 from ioc_node.core.catalogue import Catalogue
 from ioc_node.core.replica import Replica
 from ioc_node.core.steps import run_through
@@ -21,6 +22,7 @@ from ioc_node.market.columns import Table
 from ioc_node.market.policies import Context, load_policy
 from ioc_node.market.pricing import estimate_micro, prices_of
 from ioc_node.market.scan import Scan
+from ioc_node.market.summing import summing
 from ioc_wire import limits
 from ioc_wire.codec import decode
 from ioc_wire.errors import NotFound, WireError
@@ -114,6 +116,10 @@ class QueryEngine:
             if record.type == "node":
                 found.append((entry.slot, record, _contact(replica, record) is not None))
         return found
+
+    def summing(self, *, unix: float) -> Generator[None, None, tuple[OverviewRow, ...]]:
+        """What is held, per node prefix, in steps."""
+        return summing(self._catalogue, self._table, unix=unix)
 
     # -- answering
 

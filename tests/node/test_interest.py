@@ -2,10 +2,12 @@
 
 from contextlib import AsyncExitStack
 
+import pytest
 import trio
 
 import ioc_node
 from ioc_node.config import GossipConfig, NodeConfig
+from ioc_node.errors import UsageError
 from ioc_wire.cid import self_certified_prefix
 from ioc_wire.market import FindOffers, OffersFound, RecordResolved, ResolveRecord
 from tests.node.conftest import MakeHome
@@ -56,6 +58,12 @@ async def test_what_a_core_node_lacks_it_asks_the_national_node_for(make_home: M
             there = await link.request(FindOffers(demand, "cost"), OffersFound)
             assert len(there.offers) == 1
             assert there.digest == whole.core.digest
+            (row,) = (await whole.overview()).rows
+            assert (row.node, row.providers, row.identifiers, row.hosts) == ("p2p.n0", 1, 1, 1)
+            assert (row.connected, row.cores_milli, row.cores_told_milli) == (1, 2000, 2000)
+            assert 0 <= row.cores_free_milli <= 2000
+            with pytest.raises(UsageError, match="a consumer node holds no catalogue"):
+                await consumer.overview()
 
 
 async def test_where_nobody_holds_the_rest_the_answer_says_what_was_not_looked_at(
