@@ -23,6 +23,10 @@ DIAL_SECONDS: Final = 10.0
 DIAL_AGAIN_SECONDS: Final = 0.5
 """Before a link that went down is dialed again."""
 DIAL_PATIENCE_SECONDS: Final = 2.0
+SEEK_SECONDS: Final = 5.0
+"""How often one more is dialed by who has links enough: nobody else may know of an island that was cut off."""
+SEEK_SILENT_SECONDS: Final = 60.0
+"""It is one that nobody has been linked with for so long."""
 FORGET_SECONDS: Final = 3600.0
 """A core node that nobody is linked with any more is dialed for so long."""
 
@@ -48,6 +52,7 @@ class ContactBook:
         self._chance = chance
         self._known: dict[bytes, _Known] = {}
         self._told: Counter[bytes] = Counter()
+        self._seek_at = 0.0
         self._wake: tuple[float | None] | None = None
         """When somebody is to be dialed next, as long as nothing has changed: it is asked for at every event."""
 
@@ -169,6 +174,22 @@ class ContactBook:
         known.dials += 1
         elsewhere = known.elsewhere if known.dials % 2 == 0 else None
         return elsewhere or known.contact
+
+    def seek(self, now: float, linked: Container[bytes]) -> list[Contact]:
+        """The one that was reached once and was not heard of for longest, if it is time to look for it."""
+        if now < self._seek_at:
+            return []
+        self._seek_at = now + SEEK_SECONDS * (1 + self._chance.random())
+        silent = [
+            (known.heard, known.dials, key)
+            for key, known in self._known.items()
+            if known.sure and key not in linked and now - known.heard > SEEK_SILENT_SECONDS
+        ]
+        if not silent:
+            return []
+        self._wake = None
+        # The one that was dialed least in vain: those that are dead for good do not stand before the others.
+        return [self.dialed(min(silent, key=lambda one: (one[1], one[0], one[2]))[2], now)]
 
     def _put_off(self, known: _Known, now: float) -> None:
         known.dial_at = now + DIAL_SECONDS * (1 + self._chance.random())

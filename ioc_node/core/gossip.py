@@ -61,6 +61,8 @@ from ioc_wire.signed import Signed
 
 MESH_MAX: Final = 64
 """Core nodes linked with at most; above it another topology is needed."""
+SEEK_MAX: Final = 16
+"""Links above that, to core nodes that nobody seemed to be linked with any more."""
 COMPARE_SECONDS: Final = 30.0
 EXPIRE_SECONDS: Final = 5.0
 PEERS_SECONDS: Final = 1.0
@@ -175,7 +177,10 @@ class Gossip:
     def _dial(self, now: float) -> None:
         peers = self._mesh.peers
         room = MESH_MAX - len(self._mesh.cores)
-        self._effects.extend(Dial(contact) for contact in self._contacts.due(now, peers, room))
+        due = self._contacts.due(now, peers, room)
+        if -SEEK_MAX < room <= 0:
+            due = self._contacts.seek(now, peers)
+        self._effects.extend(map(Dial, due))
 
     # -- push
 

@@ -73,3 +73,16 @@ def test_who_is_not_heard_of_is_forgotten_unless_linked() -> None:
     assert known.due(FORGET_SECONDS + 1, {contact(1).key}, 8) == []
     assert (len(known), known.deadline({contact(1).key})) == (1, None)
     assert known.due(1e6, {contact(1).key}, 8) == []
+
+
+def test_who_has_links_enough_still_looks_for_those_that_nobody_hears_of() -> None:
+    known = book()
+    for number in (1, 2, 3):
+        known.know(contact(number), 0)
+    known.hear(contact(4), b"t", 0)
+    assert known.seek(30, ()) == []
+    known.hear(contact(2), b"t", 100)  # somebody is linked with it
+    sought = [one for turn in range(1, 8) for one in known.seek(100 + 8.0 * turn, {contact(3).key})]
+    assert sought
+    assert set(sought) == {contact(1)}
+    assert known.seek(156.5, ()) == []  # not as often as it is asked

@@ -61,3 +61,11 @@ def test_fifty_core_nodes_meet_the_goal() -> None:
     figures = GossipSimulation(GossipOptions(nodes=50)).run()
     assert figures["head_99_p99_s"] <= 2
     assert figures["healed_s"] <= figures["compare_s"]
+
+
+@pytest.mark.slow
+def test_more_core_nodes_than_links_still_heal() -> None:
+    options = GossipOptions(nodes=160, changes=5, providers=5, partition_seconds=120)
+    figures = GossipSimulation(options).run()
+    assert figures["head_99_p99_s"] <= 2
+    assert figures["healed_s"] <= figures["compare_s"]
