@@ -191,13 +191,12 @@ def interval(field: Field, comparison: Comparison, value: str) -> tuple[int, int
     }[comparison.operator]
 
 
-def check(comparison: Comparison) -> Field:
-    """The field of a comparison that asks it something sensible. Raises `UsageError`."""
+def check(comparison: Comparison) -> tuple[Field, list[tuple[int, int]]]:
+    """The field of a comparison that asks it something sensible, and of numbers the interval of each value. Raises
+    `UsageError`.
+    """
     field = field_of(comparison)
-    if field.is_number:
-        for value in comparison.values:
-            interval(field, comparison, value)
-    elif comparison.operator not in ("=", "!=", "exists"):
+    if not field.is_number and comparison.operator not in ("=", "!=", "exists"):
         raise UsageError(
             f"where: {field.name} {comparison.operator} at place {comparison.at + 1}: words are equal (=) or not (!=)"
         )
@@ -205,7 +204,9 @@ def check(comparison: Comparison) -> Field:
         raise UsageError(
             f"where: every host has {field.name}: exists at place {comparison.at + 1} asks nothing"
         )
-    return field
+    if not field.is_number:
+        return field, []
+    return field, [interval(field, comparison, value) for value in comparison.values]
 
 
 def check_expression(text: str) -> None:

@@ -23,6 +23,8 @@ DEPTH_MAX: Final = 8
 COMPARISONS_MAX: Final = 64
 VALUES_MAX: Final = 64
 """In one `in (…)`."""
+VALUES_ALL_MAX: Final = 256
+"""In the whole expression."""
 
 _TOKEN: Final = re.compile(
     r"""\s*(?:
@@ -112,7 +114,7 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self._text = text
         self._end = 0
-        self._count = 0
+        self._count = self._values_read = 0
         self.kind = self.found = ""
         self.at = 0
         self._advance()
@@ -206,6 +208,9 @@ class _Parser:
         return tuple(values)
 
     def _value(self) -> str:
+        self._values_read += 1
+        if self._values_read > VALUES_ALL_MAX:
+            raise UsageError(f"where: more than {VALUES_ALL_MAX} values at place {self.at + 1}")
         if self.kind == "quoted":
             return self._take("quoted", "a value")[1:-1]
         return self._take("word", "a value")
@@ -213,7 +218,7 @@ class _Parser:
 
 def _quoted(value: str) -> str:
     match = _TOKEN.fullmatch(value)
-    if match is not None and match.lastgroup == "word" and value.lower() not in _KEYWORDS:
+    if match is not None and match["word"] == value and value.lower() not in _KEYWORDS:
         return value
     return f'"{value}"' if '"' not in value else f"'{value}'"
 

@@ -2,6 +2,8 @@
 looked up; comparisons of numbers read a column.
 
 The terms of an `and` at the top become conditions of their own, so that a removal says which of them removed how many.
+An expression of many comparisons is held against all rows beforehand, a few at a time: whoever asks may write what he
+likes, and no step takes long for it.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -13,13 +15,20 @@ import numpy as np
 from ioc_node.errors import UsageError
 from ioc_node.market.columns import ZONED, Table
 from ioc_node.market.conditions import Amounts, Condition
-from ioc_node.market.expression_fields import Field, check, interval
+from ioc_node.market.expression_fields import Field, check
 from ioc_node.market.expression_text import AllOf, Comparison, Expression, Not, comparisons, parse
 from ioc_node.market.kinds import Interned, Mask, Rows
 from ioc_wire.cid import prefix_covers
 from ioc_wire.errors import Malformed
 
 STEP_DECISIONS: Final = 1024
+"""Values of hosts held against values of the expression, in one step."""
+STEP_CELLS: Final = 1 << 17
+"""Rows times comparisons in one step."""
+DIRECT_MAX: Final = 4
+"""So many comparisons, of kinds or of rows, are made when a block is looked at; more of them beforehand."""
+TERMS_MAX: Final = 10
+"""Terms at the top that are conditions of their own; the others are one together: an answer has 32 removals at most."""
 NAME_CHARS_MAX: Final = 128
 _OF_KINDS: Final = frozenset({"class", "city", "pool", "shape"})
 
@@ -32,41 +41,74 @@ class Where:
         self._terms: tuple[Expression, ...] = ()
         self._fields: dict[Comparison, Field] = {}
         self._masks: dict[Comparison, Mask] = {}
+        self._intervals: dict[Comparison, list[tuple[int, int]]] = {}
+        self._held: dict[int, Mask] = {}
+        """By number of the term, for all kinds or rows: of those that are held against them beforehand."""
         if not text:
             return
         try:
             tree = parse(text)
-            self._fields = {comparison: check(comparison) for comparison in comparisons(tree)}
+            for comparison in comparisons(tree):
+                field, self._intervals[comparison] = check(comparison)
+                self._fields[comparison] = field
         except UsageError as error:
             raise Malformed(str(error)) from None
-        self._terms = tree.terms if isinstance(tree, AllOf) else (tree,)
+        self._terms = _conditions_of(tree)
 
     def prepare(self) -> Generator[None, None, None]:
-        """Decide, in steps, every comparison for every interned value."""
+        """Decide, in steps, every comparison for every interned value, and the terms that are held beforehand."""
         decided = 0
         for comparison, field in self._fields.items():
             if field.domain == "rows":
                 continue
             values = self._interned(field)
             mask = self._masks[comparison] = np.zeros(len(values), np.bool_)
-            accepts = _accepts(field, comparison)
+            accepts = _accepts(field, comparison, self._intervals[comparison])
             for number, value in enumerate(values):
-                mask[number] = value is not None and accepts(field.values(value))
-                decided += 1
-                if decided % STEP_DECISIONS == 0:
+                there = field.values(value) if value is not None else ()
+                mask[number] = value is not None and accepts(there)
+                decided += 1 + len(there) * len(comparison.values)
+                if decided >= STEP_DECISIONS:
+                    decided = 0
                     yield
+        for of_kinds, end in ((True, len(self._table.kinds)), (False, len(self._table))):
+            yield from self._hold_beforehand(of_kinds=of_kinds, end=end)
+
+    def _hold_beforehand(self, *, of_kinds: bool, end: int) -> Generator[None, None, None]:
+        """The terms on kinds, or those on rows, if they are many together."""
+        numbers = [n for n, term in enumerate(self._terms) if self._is_of_kinds(term) == of_kinds]
+        count = sum(len(list(comparisons(self._terms[number]))) for number in numbers)
+        if count <= DIRECT_MAX:
+            return
+        step = STEP_CELLS // count
+        holds = self._holds_of_kinds if of_kinds else self._holds_of_rows
+        for number in numbers:
+            self._held[number] = np.zeros(end, np.bool_)
+        for start in range(0, end, step):
+            rows = slice(start, min(start + step, end))
+            for number in numbers:
+                self._held[number][rows] = holds(self._terms[number], rows)
+            yield
 
     def kind_conditions(self) -> Iterator[Condition]:
         """Of the terms that ask of kinds of host alone; they hold after `prepare`."""
-        for term in self._terms:
-            if self._is_of_kinds(term):
-                yield self._condition(term, partial(self._holds_of_kinds, term), of_kinds=True)
+        return self._conditions(of_kinds=True)
 
     def row_conditions(self) -> Iterator[Condition]:
         """Of all other terms; they hold after `prepare`."""
-        for term in self._terms:
-            if not self._is_of_kinds(term):
-                yield self._condition(term, partial(self._holds_of_rows, term), of_kinds=False)
+        return self._conditions(of_kinds=False)
+
+    def _conditions(self, *, of_kinds: bool) -> Iterator[Condition]:
+        for number, term in enumerate(self._terms):
+            if self._is_of_kinds(term) == of_kinds:
+                yield self._condition(term, partial(self._keeps, number, of_kinds), of_kinds=of_kinds)
+
+    def _keeps(self, number: int, of_kinds: bool, rows: Rows | slice) -> Mask:
+        held = self._held.get(number)
+        if held is not None:
+            return held[rows]
+        holds = self._holds_of_kinds if of_kinds else self._holds_of_rows
+        return holds(self._terms[number], rows)
 
     def _holds_of_kinds(self, term: Expression, kinds: Rows | slice) -> Mask:
         return self._holds(term, kinds, kinds)
@@ -110,10 +152,14 @@ class Where:
             known: Mask = self._masks[comparison][numbers]
             return known
         column: Amounts = table[field.column][rows]
-        met: Mask = np.zeros(len(column), np.bool_)
-        for value in comparison.values:
-            low, high = interval(field, comparison, value)
-            met |= (column >= low) & (column <= high)
+        intervals = self._intervals[comparison]
+        met: Mask
+        if comparison.operator in ("=", "!="):
+            points = np.array(sorted(low for low, high in intervals if low == high) or [-1], np.int64)
+            met = points[np.minimum(np.searchsorted(points, column), len(points) - 1)] == column
+        else:
+            ((low, high),) = intervals
+            met = (column >= low) & (column <= high)
         return ~met if comparison.operator == "!=" else met
 
     # -- words
@@ -135,7 +181,7 @@ class Where:
             column: Amounts = self._table[field.column][rows]
             return column * sign
 
-        low, _ = interval(field, term, term.values[0])
+        low, _ = self._intervals[term][0]
         floor = (field.column, low) if sign > 0 and field.column in ZONED else None
         return Condition(name, keeps, words, amounts, floor)
 
@@ -154,12 +200,22 @@ class Where:
         return f"{', '.join(shown) or 'none'} {field.unit}".rstrip()
 
 
-def _accepts(field: Field, comparison: Comparison) -> Callable[[Sequence[Any]], bool]:
+def _conditions_of(tree: Expression) -> tuple[Expression, ...]:
+    """The terms at the top, the last of them together where they are too many."""
+    if not isinstance(tree, AllOf):
+        return (tree,)
+    if len(tree.terms) <= TERMS_MAX:
+        return tree.terms
+    return (*tree.terms[: TERMS_MAX - 1], AllOf(tree.terms[TERMS_MAX - 1 :]))
+
+
+def _accepts(
+    field: Field, comparison: Comparison, intervals: list[tuple[int, int]]
+) -> Callable[[Sequence[Any]], bool]:
     """Whether the values of a host meet a comparison."""
     if comparison.operator == "exists":
         return bool
     if field.is_number:
-        intervals = [interval(field, comparison, value) for value in comparison.values]
 
         def meets(value: Any) -> bool:
             return any(low <= value <= high for low, high in intervals)
