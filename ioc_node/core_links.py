@@ -12,6 +12,7 @@ import trio
 
 from ioc_bootstrap.addresses import Address
 from ioc_node.errors import PeerUnreachable
+from ioc_node.runtime.dialing import dial_first
 from ioc_node.runtime.gossip import contact_of, is_core
 from ioc_node.runtime.links import Link, LinkEndpoint
 from ioc_node.runtime.store import PeerMemory
@@ -21,7 +22,6 @@ from ioc_wire.market import Contact
 
 CONTACTS_MAX: Final = 64
 EXCHANGE_SECONDS: Final = 5.0
-DIAL_SECONDS: Final = 3.0
 
 _log = structlog.get_logger()
 
@@ -51,14 +51,10 @@ class CoreLinks:
         for link in self.linked():
             if link.peer.key not in but:
                 return link
-        for contact in list(self._contacts.values()):
-            if contact.key in but:
-                continue
-            try:
-                with trio.fail_after(DIAL_SECONDS):
-                    return await self._links.connect((contact.host, contact.port), contact.key)
-            except (WireError, PeerUnreachable, trio.TooSlowError) as error:
-                _log.debug("core_unreachable", host=contact.host, port=contact.port, error=str(error))
+        unasked = [contact for key, contact in self._contacts.items() if key not in but]
+        found = await dial_first(self._links, unasked, failed=_note_failure)
+        if found is not None:
+            return found
         raise PeerUnreachable("no core node can be reached now; `ioc-node status` shows how joining stands")
 
     async def learn(self, link: Link) -> None:
@@ -88,6 +84,10 @@ class CoreLinks:
     def _know(self, contact: Contact) -> None:
         if contact.key in self._contacts or len(self._contacts) < CONTACTS_MAX:
             self._contacts[contact.key] = contact
+
+
+def _note_failure(contact: Contact, why: str) -> None:
+    _log.debug("core_unreachable", host=contact.host, port=contact.port, error=why)
 
 
 def _address(contact: Contact) -> str:
