@@ -9,11 +9,13 @@ Pull: a head that is newer than what is held makes the provider *lagging*. One f
 time, from one of the peers that announced it; the next one is asked when it fails. Entries that don't match the head
 are fetched whole once, then the peer is passed over.
 
-Repair: every `compare_seconds`, and when a link comes up, head vectors are compared with one peer. What the other has
-newer is fetched, what it lacks is sent. Pushes may be lost; this is what heals.
+Repair: every `compare_seconds`, head vectors are compared with one peer and with one of another region, and with each
+peer when its link comes up. What the other has newer is fetched, what it lacks is sent. Pushes may be lost; this is
+what heals.
 
 Mesh: a node dials every core node that its peers are linked with, until it has MESH_MAX. Of two that would dial each
-other, the one with the smaller key does so at once, the other after DIAL_PATIENCE_SECONDS.
+other, the one with the smaller key does so at once, the other a little later. Where more core nodes are known, each
+tells FANOUT of its peers, chosen at random each time, and goes on looking for core nodes that nobody hears of.
 """
 
 from collections.abc import Iterable, Sequence
@@ -60,7 +62,9 @@ from ioc_wire.market import Contact
 from ioc_wire.signed import Signed
 
 MESH_MAX: Final = 64
-"""Core nodes linked with at most; above it another topology is needed."""
+"""Core nodes linked with at most; where more are known, each tells a few."""
+MESH_AGAIN: Final = 48
+"""Where so few are known, everybody tells everybody again."""
 SEEK_MAX: Final = 16
 """Links above that, to core nodes that nobody seemed to be linked with any more."""
 COMPARE_SECONDS: Final = 30.0
@@ -120,8 +124,10 @@ class Gossip:
                 self._fetch_ended(peer, provider, drop_source=True)
             case ContactKnown(contact):
                 self._contacts.know(contact, now, linked=self._mesh.peers)
+                self._measure()
             case ContactGone(key):
                 self._contacts.forget(key)
+                self._measure()
             case KeyRevoked():
                 self._forget(self.catalogue.drop_revoked())
             case Tick():
@@ -160,6 +166,7 @@ class Gossip:
             self._effects.append(Compare(event.peer))
             if event.contact is not None:
                 self._contacts.know(event.contact, now, linked=self._mesh.peers)
+                self._measure()
 
     def _on_link_down(self, peer: bytes, now: float) -> None:
         gone = self._mesh.peers.pop(peer, None)
@@ -173,6 +180,11 @@ class Gossip:
         if self._mesh.told_links(peer, (contact.key for contact in core)):
             for contact in core[:CONTACTS_MAX]:
                 self._contacts.hear(contact, peer, now)
+            self._measure()
+
+    def _measure(self) -> None:
+        """Whether there are too many core nodes for a full mesh; only those count that more than one tells of."""
+        self._mesh.wide = self._contacts.believed() > (MESH_AGAIN if self._mesh.wide else MESH_MAX)
 
     def _dial(self, now: float) -> None:
         peers = self._mesh.peers

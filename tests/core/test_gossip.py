@@ -4,9 +4,11 @@ import msgspec
 
 from ioc_node.core import gossip_events as ev
 from ioc_node.core.gossip import COMPARE_SECONDS
+from ioc_node.core.mesh import FANOUT
 from ioc_node.core.own_catalogue import OwnCatalogue
 from ioc_wire.errors import BadSignature, Forked, NotFound, WrongRoot
 from ioc_wire.gossip import HeadNews, HeadsAnnounced, StatusAnnounced
+from ioc_wire.market import Contact
 from ioc_wire.records import StatusRow
 from tests.core.gossip_staple import Mesh, Provider
 from tests.core.staple import UNIX, record_of
@@ -357,3 +359,31 @@ def test_what_membership_says_is_dialed_and_no_longer_when_it_is_gone() -> None:
     dialed = [effect.contact for effect in effects if isinstance(effect, ev.Dial)]
     assert dialed[-1] == mesh.contact(1)
     assert len(dialed) >= 2
+
+
+def test_more_core_nodes_than_a_mesh_has_are_told_by_a_few_each() -> None:
+    mesh = Mesh(2, dial=False)
+    machine = mesh.machines[0]
+    peers = [bytes([1, number]) * 16 for number in range(90)]
+    for number, peer in enumerate(peers):
+        machine.handle(ev.LinkUp(peer, True, Contact(peer, "10.0.0.1", 1000 + number)), now=0)
+    alice = Provider("alice", 20001)
+    alice.put("h1")
+
+    def told() -> set[bytes]:
+        news = alice.news()
+        machine.handle(ev.NewsReceived(None, (news,)), now=0)
+        entries = alice.own.entries_after(0)
+        effects = machine.handle(ev.EntriesFetched(None, alice.public, 0, news.head, entries), now=0)
+        return {e.peer for e in effects if isinstance(e, ev.Notify) and isinstance(e.message, HeadsAnnounced)}
+
+    first = told()
+    alice.put("h2")
+    assert len(first) == len(told()) == FANOUT
+    alice.put("h3")
+    assert told() != first
+    for peer in peers[48:]:
+        machine.handle(ev.LinkDown(peer), now=1)
+        machine.handle(ev.ContactGone(peer), now=1)
+    alice.put("h4")
+    assert told() == set(peers[:48])
