@@ -42,6 +42,15 @@ def test_status_and_peers(cli: Cli, home: Path) -> None:
     assert "regional" in cli.text(home, "peers")
 
 
+def test_overview_of_a_core_node(cli: Cli, home: Path, shared_net: Testnet) -> None:
+    core = shared_net.with_role("regional")[0].home
+    (row,) = cli.json(core, "overview")["rows"]
+    assert row["providers"] == 2
+    assert row["hosts"] <= row["identifiers"]
+    assert f"of {row['providers']}" in cli.text(core, "overview")
+    cli.refused(home, "overview", words=["a consumer node holds no catalogue"])
+
+
 def test_a_provider_says_what_it_offers(cli: Cli, shared_net: Testnet) -> None:
     home = shared_net["provider-1"].home
     assert "wasm" in cli.json(home, "status")["runtimes"]
