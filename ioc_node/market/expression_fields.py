@@ -1,7 +1,8 @@
 """What an expression can ask of a host: the fields, where their values lie, their units, and how values are read.
 
-A field's values lie in one of four places: with the kinds of host (place, accelerators), the traits (software,
-processor), the labels, or in a column of numbers. Numbers are whole ones of a small unit: comparisons are exact.
+A field's values lie with the kinds of host (place, accelerators), the traits (software,
+processor), the labels, or in
+a column of numbers by host or by group of accelerators. Numbers are whole ones of a small unit: comparisons are exact.
 """
 
 import difflib
@@ -16,7 +17,7 @@ from ioc_node.market.expression_text import Comparison, comparisons, parse
 from ioc_node.market.kinds import Labels, Traits
 from ioc_wire.records import Accelerator
 
-Domain = Literal["class", "city", "pool", "shape", "traits", "labels", "rows"]
+Domain = Literal["class", "city", "pool", "shape", "traits", "labels", "rows", "groups"]
 PRECISIONS: Final = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8")
 NUMBER_MAX: Final = 1 << 62
 _NUMBER: Final = re.compile(r"(?P<number>[0-9]{1,12}(?:\.[0-9]{1,6})?)(?P<unit>[A-Za-z]*)")
@@ -132,6 +133,7 @@ def _fields() -> list[Field]:
         ),
         Field("free.cores", "now", "rows", column="free_cores", unit="cores", scale=1000),
         _size("free.memory", "now", "free_memory"),
+        Field("accelerator.free", "now, devices of one group", "groups", unit="devices", scale=1000),
         Field("queued", "tasks that wait there now", "rows", column="queued", unit="tasks", scale=1),
         _price("price.core_hour", "now", "core_hour_now"),
         _price("price.accelerator_hour", "as registered", "accelerator_hour"),

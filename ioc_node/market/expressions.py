@@ -8,12 +8,14 @@ likes, and no step takes long for it.
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from ioc_node.errors import UsageError
-from ioc_node.market.columns import ZONED, Table
+from ioc_node.market.columns import GROUPS_MAX, ZONED, Table
 from ioc_node.market.conditions import Amounts, Condition
 from ioc_node.market.expression_fields import Field, check
 from ioc_node.market.expression_text import AllOf, Comparison, Expression, Not, comparisons, parse
@@ -31,6 +33,7 @@ TERMS_MAX: Final = 10
 """Terms at the top that are conditions of their own; the others are one together: an answer has 32 removals at most."""
 NAME_CHARS_MAX: Final = 128
 _OF_KINDS: Final = frozenset({"class", "city", "pool", "shape"})
+_OF_ROWS: Final = frozenset({"rows", "groups"})
 
 
 class Where:
@@ -59,7 +62,7 @@ class Where:
         """Decide, in steps, every comparison for every interned value, and the terms that are held beforehand."""
         decided = 0
         for comparison, field in self._fields.items():
-            if field.domain == "rows":
+            if field.domain in _OF_ROWS:
                 continue
             values = self._interned(field)
             mask = self._masks[comparison] = np.zeros(len(values), np.bool_)
@@ -77,7 +80,7 @@ class Where:
     def _hold_beforehand(self, *, of_kinds: bool, end: int) -> Generator[None, None, None]:
         """The terms on kinds, or those on rows, if they are many together."""
         numbers = [n for n, term in enumerate(self._terms) if self._is_of_kinds(term) == of_kinds]
-        count = sum(len(list(comparisons(self._terms[number]))) for number in numbers)
+        count = sum(map(self._weight, chain(*(comparisons(self._terms[number]) for number in numbers))))
         if count <= DIRECT_MAX:
             return
         step = STEP_CELLS // count
@@ -119,6 +122,9 @@ class Where:
     def _is_of_kinds(self, term: Expression) -> bool:
         return all(self._fields[each].domain in _OF_KINDS for each in comparisons(term))
 
+    def _weight(self, comparison: Comparison) -> int:
+        return GROUPS_MAX if self._fields[comparison].domain == "groups" else 1
+
     def _interned(self, field: Field) -> Sequence[Any]:
         kinds = self._table.kinds
         domains: dict[str, Interned[Any]] = {
@@ -145,13 +151,33 @@ class Where:
 
     def _compare(self, comparison: Comparison, rows: Rows | slice, kinds: Any) -> Mask:
         field, table = self._fields[comparison], self._table
-        if field.domain != "rows":
+        if field.domain == "groups":
+            met = self._compare_groups(comparison, rows, table.kinds["shape"][kinds])
+        elif field.domain == "rows":
+            met = self._meets(comparison, table[field.column][rows])
+        else:
             numbers = (
                 table.kinds[field.domain][kinds] if field.domain in _OF_KINDS else table[field.domain][rows]
             )
             known: Mask = self._masks[comparison][numbers]
             return known
-        column: Amounts = table[field.column][rows]
+        return ~met if comparison.operator == "!=" else met
+
+    def _compare_groups(
+        self, comparison: Comparison, rows: Rows | slice, shapes: npt.NDArray[np.int32]
+    ) -> Mask:
+        """Which rows have a group of accelerators that meets it (for `!=`: that is equal)."""
+        groups = np.array([len(shape or ()) for shape in self._table.kinds.shapes.values], np.int8)[shapes]
+        if comparison.operator == "exists":
+            some: Mask = groups > 0
+            return some
+        met: Mask = np.zeros(len(shapes), np.bool_)
+        for group in range(int(groups.max(initial=0))):
+            met |= (groups > group) & self._meets(comparison, self._table.free_accelerators[group][rows])
+        return met
+
+    def _meets(self, comparison: Comparison, column: npt.NDArray[Any]) -> Mask:
+        """Which numbers meet it (for `!=`: are equal)."""
         intervals = self._intervals[comparison]
         met: Mask
         if comparison.operator in ("=", "!="):
@@ -160,7 +186,7 @@ class Where:
         else:
             ((low, high),) = intervals
             met = (column >= low) & (column <= high)
-        return ~met if comparison.operator == "!=" else met
+        return met
 
     # -- words
 
@@ -190,6 +216,10 @@ class Where:
         table = self._table
         if field.domain == "rows":
             return f"{int(table[field.column][number]) / field.scale:.12g} {field.unit}"
+        if field.domain == "groups":
+            shape = table.kinds.shapes.values[int(table.kinds["shape"][table["kind"][number]])] or ()
+            free = table.free_accelerators[: len(shape), number].tolist()
+            return f"{', '.join(f'{milli / field.scale:.12g}' for milli in free) or 'no'} {field.unit}"
         if field.domain in _OF_KINDS:
             kind = number if of_kinds else int(table["kind"][number])
             at = int(table.kinds[field.domain][kind])

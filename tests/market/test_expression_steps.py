@@ -10,7 +10,7 @@ from ioc_node.market.expression_text import COMPARISONS_MAX, Comparison, parse
 from ioc_node.market.query import QueryEngine
 from ioc_wire.codec import decode, encode
 from ioc_wire.market import Demand, OffersFound
-from ioc_wire.records import Cpu
+from ioc_wire.records import Accelerator, Cpu
 from ioc_wire.tasks import Constraints, Resources
 from tests.market.query_cases import UNIX, Provider, make_engine
 
@@ -90,6 +90,28 @@ def test_values_are_counted_over_the_whole_expression() -> None:
     several = " or ".join([f"cores in ({','.join(['1'] * 60)})"] * 5)
     with pytest.raises(UsageError, match="more than 256 values"):
         check_expression(several)
+
+
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [
+        ("accelerator.free >= 4", {0, 1}),
+        ("accelerator.free = 0.5", {1}),
+        ("accelerator.free < 1", {1, 2}),
+        ("accelerator.free != 0", {0, 1, 3}),
+        ("exists accelerator.free", {0, 1, 2}),
+        ("not exists accelerator.free or accelerator.free = 0", {2, 3}),
+        (" or ".join(f"accelerator.free = {n}.5" for n in range(64)), {1}),
+    ],
+)
+def test_what_is_free_now_is_asked_group_by_group(where: str, kept: set[int]) -> None:
+    provider = Provider("one")
+    gpu = Accelerator("gpu", "nvidia", "t4", 8, 16384, "shared")
+    provider.put("ai/3301/az1/a", accelerators=(gpu,), free=(4000,))
+    provider.put("ai/3301/az1/b", accelerators=(gpu, gpu), free=(500, 8000))
+    provider.put("ai/3301/az1/c", accelerators=(gpu,), free=(0,))
+    provider.put("gen/3301/az1/d")
+    assert slots(make_engine(provider), where) == kept
 
 
 @pytest.mark.parametrize("value", ["r7 ", " r7", "a b", "", "and", "r7"])
