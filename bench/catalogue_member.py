@@ -130,7 +130,7 @@ class Member:
         """The sequence number of a batch is the millisecond at which it was signed."""
         replica = self.core.gossip.catalogue.replica(provider)
         if replica is not None and (status := replica.statuses.get(part)) is not None:
-            self._delays.append(time.time() * 1000 - status.batch.seq)
+            self._delays.append(time.time() * 1000 - status.seq)
 
     async def _gauge(self, told: dict[str, Any]) -> dict[str, Any]:
         answer = gauges(self.steps)

@@ -96,7 +96,14 @@ class Answers:
                 await send(api.CidChanged(change.record, format_node_id(change.holder.node_id)))
 
     async def _find(self, message: api.FindResources) -> Message:
-        return await self.node.find(message.demand, policy=message.policy, limit=message.limit)
+        return await self.node.find(
+            message.demand,
+            policy=message.policy,
+            limit=message.limit,
+            explain=message.explain,
+            after=message.after,
+            verify=message.verify,
+        )
 
     async def _register(self, message: api.RegisterNow) -> Message:
         return api.Registered(await self.node.register())

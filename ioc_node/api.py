@@ -15,7 +15,7 @@ from ioc_wire.bulk import Ticket
 from ioc_wire.codec import Message
 from ioc_wire.errors import error_of
 from ioc_wire.links import UnionCodec
-from ioc_wire.market import Demand, OffersFound
+from ioc_wire.market import Cursor, Demand, OffersFound
 from ioc_wire.metering import UsageRecord
 from ioc_wire.signed import Signed
 from ioc_wire.tasks import OutputBlob, State, TaskDefinition, TaskEvent, WorkflowDefinition
@@ -161,11 +161,30 @@ class CidChanged(Message, frozen=True, tag=142):
 
 
 class FindResources(Message, frozen=True, tag=107):
-    """Answer: `Found`."""
+    """Answer: `Found`. `explain` and `after` as in `FindOffers`; to `verify`, two core nodes are asked and compared."""
 
     demand: Demand
     policy: str = "cost"
     limit: Annotated[int, msgspec.Meta(ge=1, le=limits.OFFERS_MAX)] = 32
+    explain: bool = False
+    after: Cursor | None = None
+    verify: bool = False
+
+
+class Omission(Message, frozen=True):
+    """`core` did not offer `cid`, though it holds the same heads as another core node that does."""
+
+    core: str
+    cid: str
+
+
+class Verdict(Message, frozen=True):
+    """What comparing the answers of two core nodes came to. Without `conclusive` they never held the same heads."""
+
+    cores: tuple[str, str]
+    conclusive: bool
+    comparisons: int
+    omissions: tuple[Omission, ...] = ()
 
 
 class Found(Message, frozen=True, tag=108):
@@ -175,6 +194,7 @@ class Found(Message, frozen=True, tag=108):
     routes: tuple[str, ...]
     answered_by: str
     elapsed_ms: float
+    verdict: Verdict | None = None
 
 
 class SubmitTask(Message, frozen=True, tag=109):

@@ -17,7 +17,7 @@ from ioc_node.tasks.definition import TaskSpec
 from ioc_wire.authority import RevocationNews
 from ioc_wire.codec import Message
 from ioc_wire.errors import Malformed
-from ioc_wire.market import Demand
+from ioc_wire.market import Cursor, Demand
 from ioc_wire.tasks import TaskDefinition
 
 M = TypeVar("M", bound=Message)
@@ -60,9 +60,18 @@ class RemoteNode:
         async with self._link.open_stream(api.WatchCid(cid, version)) as items:
             yield _changes(items)
 
-    async def find(self, demand: Demand, *, policy: str = "cost", limit: int = 32) -> api.Found:
-        """Ranked offers for a demand; none is an answer too, whose `removals` say why."""
-        return await self._ask(api.FindResources(demand, policy, limit), api.Found)
+    async def find(
+        self,
+        demand: Demand,
+        *,
+        policy: str = "cost",
+        limit: int = 32,
+        explain: bool = False,
+        after: Cursor | None = None,
+        verify: bool = False,
+    ) -> api.Found:
+        """Ranked offers for a demand; none is an answer too, whose `removals` say why. See `api.FindResources`."""
+        return await self._ask(api.FindResources(demand, policy, limit, explain, after, verify), api.Found)
 
     async def register(self) -> tuple[api.RegisteredRow, ...]:
         return (await self._ask(api.RegisterNow(), api.Registered)).rows

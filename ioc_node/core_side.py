@@ -87,6 +87,7 @@ class CoreSide:
                     unix=time.time(),
                     settled=not self._changed and not self._patching,
                     explain=message.explain,
+                    after=message.after,
                 )
             )
 

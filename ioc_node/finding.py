@@ -14,8 +14,9 @@ from ioc_node.errors import PeerUnreachable
 from ioc_node.market.policies import Context, load_policy
 from ioc_node.market.routes import apply_rtts, check_offers, measure_rtts, route_text, transport_to
 from ioc_node.runtime.links import LinkEndpoint
+from ioc_node.verifying import compare_cores
 from ioc_wire.errors import Busy, Closing
-from ioc_wire.market import Demand, FindOffers, OffersFound
+from ioc_wire.market import Cursor, Demand, FindOffers, OffersFound
 
 LIMIT_DEFAULT: Final = 32
 ANSWER_SECONDS: Final = 5.0
@@ -45,13 +46,25 @@ class Finder:
 
     async def offers(self, demand: Demand, policy: str) -> OffersFound:
         """Ranked offers, as the task story wants them."""
-        return (await self._found(demand, policy, LIMIT_DEFAULT))[0]
+        return (await self._found(FindOffers(demand, policy, LIMIT_DEFAULT)))[0]
 
-    async def find(self, demand: Demand, *, policy: str, limit: int) -> Found:
-        """Ranked offers with their routes, RTTs measured. Raises `PeerUnreachable`, or `UsageError` for an unknown
-        policy."""
+    async def find(
+        self,
+        demand: Demand,
+        *,
+        policy: str,
+        limit: int,
+        explain: bool = False,
+        after: Cursor | None = None,
+        verify: bool = False,
+    ) -> Found:
+        """Ranked offers with their routes, RTTs measured; a page of them with `after`. To `verify`, two core nodes are
+        compared. Raises `PeerUnreachable`, or `UsageError` for an unknown policy.
+        """
         started = trio.current_time()
-        found, answered_by = await self._found(demand, policy, limit, measure=True)
+        message = FindOffers(demand, policy, limit, explain=explain, after=after)
+        verdict = await compare_cores(self._cores, self._core, message) if verify else None
+        found, answered_by = await self._found(message, measure=True)
         routes = tuple(
             route_text(
                 offer,
@@ -61,13 +74,11 @@ class Finder:
             )
             for offer in found.offers
         )
-        return Found(found, routes, answered_by, (trio.current_time() - started) * 1000)
+        return Found(found, routes, answered_by, (trio.current_time() - started) * 1000, verdict)
 
-    async def _found(
-        self, demand: Demand, policy: str, limit: int, *, measure: bool = False
-    ) -> tuple[OffersFound, str]:
+    async def _found(self, message: FindOffers, *, measure: bool = False) -> tuple[OffersFound, str]:
+        demand, policy = message.demand, message.policy
         rank = load_policy(policy)
-        message = FindOffers(demand, policy, limit)
         if self._core is not None:
             found, answered_by = await self._core.answer(message), "this node"
         else:

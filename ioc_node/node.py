@@ -57,7 +57,7 @@ from ioc_node.tasks.keeper import Keeper
 from ioc_node.tasks.workflow import WorkflowHandle, Workflows
 from ioc_wire.authority import SERVER_ROLES
 from ioc_wire.gossip import PeersKnown
-from ioc_wire.market import Contact, Demand
+from ioc_wire.market import Contact, Cursor, Demand
 from ioc_wire.messages import NODE_CODEC
 from ioc_wire.tasks import TaskDefinition, WorkflowDefinition
 
@@ -134,9 +134,20 @@ class Node:
         async with self.dht.watch(cid, version) as changes:
             yield changes
 
-    async def find(self, demand: Demand, *, policy: str = "cost", limit: int = 32) -> api.Found:
+    async def find(
+        self,
+        demand: Demand,
+        *,
+        policy: str = "cost",
+        limit: int = 32,
+        explain: bool = False,
+        after: Cursor | None = None,
+        verify: bool = False,
+    ) -> api.Found:
         """Offers for a demand, ranked by `policy`, from a core node. Raises `PeerUnreachable`, `UsageError`."""
-        return await self.finder.find(demand, policy=policy, limit=limit)
+        return await self.finder.find(
+            demand, policy=policy, limit=limit, explain=explain, after=after, verify=verify
+        )
 
     def peers(self) -> tuple[api.PeerRow, ...]:
         """Linked peers and known DHT servers."""

@@ -7,6 +7,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from ioc_node.errors import UsageError
+from ioc_node.market.expression_fields import check_expression
 from ioc_wire.cid import check_prefix
 from ioc_wire.market import Demand
 from ioc_wire.tasks import AcceleratorDemand, Constraints, Resources
@@ -30,6 +31,10 @@ _OPTIONS: Final = (
     click.option("--service", multiple=True, help="Service that the resource must have."),
     click.option("--rtt-ms", type=click.FloatRange(min=0, min_open=True), help="Round trip at most."),
     click.option("--price-max", type=click.FloatRange(min=0), help="Price per core-hour at most."),
+    click.option("--where", default="", help="Expression over a host's fields; `find --fields` lists them."),
+    click.option(
+        "--gang", type=click.IntRange(1, 256), default=1, help="Hosts wanted together: so many, or none."
+    ),
     click.option("--seconds", type=click.IntRange(min=1), default=3600, help="Wall-clock seconds needed."),
 )
 
@@ -56,11 +61,15 @@ def demand_from(
     service: tuple[str, ...],
     rtt_ms: float | None,
     price_max: float | None,
+    where: str,
+    gang: int,
     seconds: int,
 ) -> Demand:
     """The demand that the options mean. Raises `UsageError`, `BadIdentifier`."""
     for prefix in (*within, *outside):
         check_prefix(prefix)
+    if where:
+        check_expression(where)
     return Demand(
         resources=Resources(
             cores=cores,
@@ -77,9 +86,11 @@ def demand_from(
             services=service,
             rtt_ms_max=rtt_ms,
             price_micro_max=None if price_max is None else round(price_max * 1e6),
+            where=where,
         ),
         runtimes=runtime,
         wall_seconds=seconds,
+        gang=gang,
     )
 
 

@@ -1,4 +1,4 @@
-"""`resolve`, `find` and `register`: compute by its name, and compute by what is needed of it."""
+"""`resolve` and `register`: compute by its name."""
 
 import time
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Any, Final, NoReturn
 import click
 import trio
 from rich.console import Console
-from rich.text import Text
 
 from ioc_node import api
 from ioc_node.cli.common import (
@@ -23,11 +22,9 @@ from ioc_node.cli.common import (
     table,
     with_home,
 )
-from ioc_node.cli.demands import demand_from, demand_options
 from ioc_node.cli.faults import explain
 from ioc_node.client import open_remote
 from ioc_wire.cid import parse_cid
-from ioc_wire.market import Offer
 from ioc_wire.records import ResourceRecord, Tombstone, named_payload
 from ioc_wire.signed import verify
 
@@ -192,75 +189,6 @@ def render_trace(console: Console, found: api.Resolved | api.Unresolved) -> None
         )
     if found.ending:
         console.print(plain(f"search in the DHT {found.ending}: {ENDINGS[found.ending]}"))
-
-
-@click.command()
-@demand_options
-@click.option("--policy", default="cost", show_default=True, help="How to rank: cost or latency.")
-@click.option("--limit", type=click.IntRange(1, 256), default=16, show_default=True, help="Offers at most.")
-@with_home
-def find(home: Path, policy: str, limit: int, as_json: bool, **options: Any) -> None:
-    """Ask the core nodes who could serve a demand. Shows ranked offers with reasons and route, and what was left
-    out by which condition. For example: find --cores 4 --memory 8GiB --gpu gpu:h100:8 --within cn.r3301"""
-    demand = demand_from(**options)
-    found = ask(home, lambda node: node.find(demand, policy=policy, limit=limit))
-    show(as_json, found_facts(found), lambda console: render_found(console, found))
-
-
-def found_facts(found: api.Found) -> dict[str, Any]:
-    """Offers in order of rank, and the conditions that removed the others."""
-    return {
-        "offers": [
-            offer_facts(offer, route) for offer, route in zip(found.found.offers, found.routes, strict=False)
-        ],
-        "considered": found.found.considered,
-        "removed": [
-            {"condition": item.condition, "removed": item.removed, "nearest": item.nearest}
-            for item in found.found.removals
-        ],
-        "answered_by": found.answered_by,
-        "elapsed_ms": round(found.elapsed_ms, 3),
-        "catalogue_digest": found.found.digest.hex(),
-    }
-
-
-def offer_facts(offer: Offer, route: str) -> dict[str, Any]:
-    """One offer: where, what is free, what it would cost, why it stands there."""
-    record = verify(offer.record, ResourceRecord)
-    return {
-        "cid": record.cid,
-        "provider": f"{offer.provider.host}:{offer.provider.port}",
-        "free_cores": offer.status.free_cores_milli / 1000,
-        "free_memory_mib": offer.status.free_memory_mib,
-        "price_micro": offer.price_micro,
-        "rtt_ms": offer.rtt_us / 1000 if offer.rtt_us >= 0 else None,
-        "reasons": list(offer.reasons),
-        "route": route,
-    }
-
-
-def render_found(console: Console, found: api.Found, *, title: str = "") -> None:
-    """Ranked offers, then the conditions that removed something."""
-    offers = found.found.offers
-    if offers:
-        made = table(
-            "#", "offer, why it stands there, and the route", "free", "cost", title=title, right=("#", "cost")
-        )
-        made.columns[1].no_wrap = False
-        for rank, (offer, route) in enumerate(zip(offers, found.routes, strict=False), 1):
-            facts = offer_facts(offer, route)
-            lines = Text(facts["cid"])
-            for line in (*facts["reasons"], facts["route"]):
-                lines.append(f"\n  {line}", style="dim")
-            made.add_row(str(rank), lines, f"{facts['free_cores']:g} cores", money_text(offer.price_micro))
-        console.print(made)
-    else:
-        console.print("no offer: nobody known here can serve this demand now")
-    for item in found.found.removals:
-        nearest = f"; nearest: {item.nearest}" if item.nearest else ""
-        console.print(plain(f"left out {item.removed} by {item.condition}{nearest}"), style="dim")
-    answered = f"{found.found.considered} considered, answered by {short(found.answered_by) or 'this node'}"
-    console.print(plain(f"{answered} in {found.elapsed_ms:.1f} ms"), style="dim")
 
 
 @click.command()

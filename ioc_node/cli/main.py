@@ -18,7 +18,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "overview": ("overview:overview", "Show what a core node holds, per node prefix."),
     "id": ("overview:show_id", "Print the node ID and public key of a home folder."),
     "resolve": ("identifiers:resolve", "Look up the signed record of an identifier."),
-    "find": ("identifiers:find", "Ask who could serve a demand, ranked with reasons."),
+    "find": ("finding:find", "Ask who could serve a demand, ranked with reasons."),
     "register": ("identifiers:register", "Register all identifiers of this provider again, now."),
     "add": ("blobs:add", "Keep a file as a blob and announce it."),
     "get": ("blobs:get", "Fetch a blob from whoever holds it."),

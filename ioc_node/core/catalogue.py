@@ -313,11 +313,11 @@ class Catalogue:
             return None, ()
         batch = verify(signed, StatusBatch)
         held = replica.statuses.get(batch.part)
-        if held is not None and batch.seq <= held.batch.seq:
+        if held is not None and batch.seq <= held.seq:
             return None, ()
         check_period(batch.issued, batch.expires, limits.STATUS_SECONDS_MAX, unix, f"status {batch.seq}")
         fresh_until = min(unix + batch.expires - batch.issued, batch.expires + limits.CLOCK_SKEW_SECONDS)
-        replica.statuses[batch.part] = HeldStatus(signed, batch, fresh_until)
+        replica.statuses[batch.part] = HeldStatus(signed, batch.seq, batch.expires, fresh_until)
         if replica.lagging:
             return batch.part, ()
         refused = [
@@ -336,7 +336,7 @@ class Catalogue:
         self.interests.expire(unix=unix)
         for provider, replica in list(self._replicas.items()):
             for part, status in list(replica.statuses.items()):
-                if unix > status.batch.expires + limits.CLOCK_SKEW_SECONDS:
+                if unix > status.expires + limits.CLOCK_SKEW_SECONDS:
                     del replica.statuses[part]
             wanted = self.interests.wants(provider, replica.prefix)
             if not wanted or replica.ends() + limits.CLOCK_SKEW_SECONDS < unix:

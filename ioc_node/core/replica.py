@@ -15,6 +15,7 @@ from ioc_node.core.tree import MerkleTree
 from ioc_wire import limits
 from ioc_wire.authority import Grant
 from ioc_wire.cid import self_certified_prefix
+from ioc_wire.codec import decode
 from ioc_wire.gossip import HeadNews, HeadRow
 from ioc_wire.records import Head, StatusBatch
 from ioc_wire.signed import Signed
@@ -38,12 +39,18 @@ class Seen(NamedTuple):
 
 class HeldStatus(NamedTuple):
     """The newest status batch for one part of a provider's slots. It counts until `fresh_until` (seconds since 1970, by
-    this node's clock).
+    this node's clock). Its rows stay encoded: a million of them as objects would slow down every garbage collection.
     """
 
     signed: Signed
-    batch: StatusBatch
+    seq: int
+    expires: int
     fresh_until: float
+
+    @property
+    def batch(self) -> StatusBatch:
+        """Decoded anew at each call."""
+        return decode(self.signed.payload, StatusBatch)
 
 
 class Applied(NamedTuple):
@@ -97,7 +104,7 @@ class Replica:
     @property
     def status_seq(self) -> int:
         """That of the newest status batch, 0 where there is none."""
-        return max((held.batch.seq for held in self.statuses.values()), default=0)
+        return max((held.seq for held in self.statuses.values()), default=0)
 
     def status_of(self, slot: int) -> HeldStatus | None:
         """The newest batch that has the status of a slot, if any."""

@@ -17,7 +17,7 @@ from ioc_node.core.replica import HeldStatus
 from ioc_node.market.kinds import Interned, Kinds, Labels, Mask, Rows, Traits, longer
 from ioc_node.market.pricing import prices_of
 from ioc_wire.limits import STATUS_ROWS_MAX
-from ioc_wire.records import ResourceRecord
+from ioc_wire.records import ResourceRecord, StatusRow
 
 GROUPS_MAX: Final = 8
 """Accelerator groups of one record, as the wire allows."""
@@ -49,14 +49,14 @@ _ROW: Final[dict[str, Any]] = {
     "free_cores": np.int64,
     "free_memory": np.int64,
     "queued": np.int64,
-    "status_row": np.int32,
+    "price_now": np.int64,
 }
 ZONED: Final = ("expires", "cores", "memory", "disk", "seconds")
 
 
 def tie_of(cid: str) -> int:
-    """What orders equals, the same on every node: the first 64 bits of SHA-256 of the identifier."""
-    return int.from_bytes(hashlib.sha256(cid.encode()).digest()[:8], "big")
+    """What orders equals, the same on every node: the first 63 bits of SHA-256 of the identifier."""
+    return int.from_bytes(hashlib.sha256(cid.encode()).digest()[:8], "big") >> 1
 
 
 class Table:
@@ -217,6 +217,18 @@ class Table:
 
     # -- status
 
+    def status_of(self, row: int, groups: int) -> StatusRow:
+        """The status of a row in sight, of which `groups` groups of accelerators are known."""
+        columns = self.columns
+        return StatusRow(
+            int(columns["slot"][row]),
+            int(columns["free_cores"][row]),
+            int(columns["free_memory"][row]),
+            tuple(self.free_accelerators[:groups, row].tolist()),
+            int(columns["queued"][row]),
+            int(columns["price_now"][row]),
+        )
+
     def set_status(self, provider: bytes, part: int, status: HeldStatus | None) -> None:
         """Patch the changing columns of one part of a provider's slots from its newest batch; the last of two lines for
         a slot counts.
@@ -236,15 +248,15 @@ class Table:
         rows = rows[known]
         patch = self.columns
         patch["fresh_until"][rows] = status.fresh_until
-        patch["status_row"][rows] = known
         for column, values in (
             ("free_cores", (line.free_cores_milli for line in lines)),
             ("free_memory", (line.free_memory_mib for line in lines)),
             ("queued", (line.queued for line in lines)),
+            ("price_now", (line.price_micro for line in lines)),
         ):
             bounded = np.fromiter(map(_bounded, values), np.int64, len(lines))
             patch[column][rows] = bounded[known]
-        now = np.fromiter((_bounded(line.price_micro) for line in lines), np.int64, len(lines))[known]
+        now = patch["price_now"][rows]
         patch["core_hour_now"][rows] = np.where(now > 0, now, patch["core_hour"][rows])
         free = np.zeros((GROUPS_MAX, len(lines)), np.int32)
         for n, line in enumerate(lines):

@@ -14,6 +14,7 @@ from ioc_node.errors import UsageError
 from ioc_node.market.expression_fields import check_expression
 from ioc_wire.cid import CLASSES, check_prefix
 from ioc_wire.errors import BadIdentifier
+from ioc_wire.limits import OFFERS_MAX
 from ioc_wire.market import Demand, OffersFound, Removal
 from ioc_wire.tasks import AcceleratorDemand, Constraints, Resources
 
@@ -45,6 +46,7 @@ def make_demand(
     max_rtt_ms: float | None = None,
     max_price: float | None = None,
     where: str = "",
+    gang: int = 1,
     duration: int | str = 3600,
 ) -> Demand:
     """A demand from friendly values. Raises `UsageError`.
@@ -53,9 +55,11 @@ def make_demand(
     shared device); several items are wanted together. Sizes are MiB, or text such as `16GiB`; `duration` is seconds,
     or text such as `90m`. `within` and `avoid` are prefixes (`cn.r3301`) or beginnings of identifiers
     (`ioc:cn.r3301.20004/ai`). `max_price` is currency per core-hour. `where` is an expression, as
-    `tflops.fp16 >= 100 and not city in (3301, 3302)`; `ioc_node.market.expression_fields` has the fields.
+    `tflops.fp16 >= 100 and not city in (3301, 3302)`; `ioc_node.market.expression_fields` has the fields. `gang`
+    hosts are wanted together: so many, or none.
     """
     _check_range("cores", cores, 0.001, 65536)
+    _check_range("gang", gang, 1, OFFERS_MAX)
     if max_rtt_ms is not None:
         _check_range("max-rtt-ms", max_rtt_ms, 0.001, 3_600_000)
     if max_price is not None:
@@ -90,6 +94,7 @@ def make_demand(
         constraints=constraints,
         runtimes=_listed(runtimes),
         wall_seconds=_seconds("duration", duration),
+        gang=gang,
     )
     try:
         return msgspec.convert(msgspec.to_builtins(demand), Demand)

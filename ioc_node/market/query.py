@@ -26,7 +26,7 @@ from ioc_node.market.summing import summing
 from ioc_wire import limits
 from ioc_wire.codec import decode
 from ioc_wire.errors import NotFound, WireError
-from ioc_wire.market import Contact, Demand, Offer, OffersFound
+from ioc_wire.market import Contact, Cursor, Demand, Offer, OffersFound, Removal
 from ioc_wire.records import ResourceRecord, decode_entry
 from ioc_wire.signed import Signed
 
@@ -38,6 +38,7 @@ STEP_RECORDS: Final = 64
 STEP_OFFERS: Final = 32
 PIECE_SLOTS: Final = 256
 OFFERED_MAX: Final = 4096
+REMOVALS_MAX: Final = 32
 UNSETTLED: Final = bytes(32)
 """The digest of an answer from a table that is behind its catalogue."""
 
@@ -136,30 +137,44 @@ class QueryEngine:
         unix: float,
         settled: bool = True,
         explain: bool = True,
+        after: Cursor | None = None,
     ) -> Generator[None, None, OffersFound]:
         """Ranked offers, at most `limit`, and per condition how many rows it removed; the nearest misses only where
-        there is no offer, or to `explain`. The digest is UNSETTLED where the table is not `settled`. Raises `NotFound`
-        for a policy that is not installed here.
+        there is no offer, or to `explain`. Of a page, the hosts that come `after` the one before. The digest is
+        UNSETTLED where the table is not `settled`. Raises `NotFound` for a policy that is not installed here.
         """
         try:
             rank = load_policy(policy)
         except UsageError as error:
             raise NotFound(str(error)) from None
-        scan = Scan(demand, self._table, unix=unix, count=max(CANDIDATES_MIN, 2 * limit))
+        limit = min(max(limit, demand.gang), limits.OFFERS_MAX)
+        count = max(CANDIDATES_MIN, 2 * limit) if after is None else limit
+        scan = Scan(demand, self._table, unix=unix, count=count, after=after)
         yield from scan.run()
         offers: list[Offer] = []
-        for number, row in enumerate(scan.cheapest().tolist()):
+        short = scan.matching < demand.gang
+        for number, row in enumerate([] if short else scan.cheapest().tolist()):
             if number % STEP_OFFERS == STEP_OFFERS - 1:
                 yield
             if (offer := self._offer(row, demand)) is not None:
                 offers.append(offer)
         yield
-        ranked = rank(offers, Context(demand))[: min(limit, limits.OFFERS_MAX)]
+        ranked = rank(offers, Context(demand))[:limit]
         if explain or not ranked:
             yield from scan.explain()
         removals = scan.removals(self._name_of)
+        if short and scan.matching:
+            missed = f"{scan.matching} hosts can serve it, {demand.gang} are wanted together"
+            removals = (*removals, Removal("gang", scan.matching, missed))
         digest = self._catalogue.digest() if settled else UNSETTLED
-        return OffersFound(tuple(ranked), scan.considered, removals, digest)
+        return OffersFound(
+            tuple(ranked),
+            scan.considered,
+            removals[-REMOVALS_MAX:],
+            digest,
+            scan.matching,
+            scan.cursor if after is not None else None,
+        )
 
     def _name_of(self, row: int) -> str:
         provider, slot = self._table.owner_of(row)
@@ -168,11 +183,7 @@ class QueryEngine:
     def _offer(self, row: int, demand: Demand) -> Offer | None:
         provider, slot = self._table.owner_of(row)
         replica = self._catalogue.replica(provider)
-        held = replica.status_of(slot) if replica is not None else None
-        if replica is None or held is None or not replica.is_alive(slot):
-            return None
-        number = int(self._table["status_row"][row])
-        if number >= len(held.batch.rows):
+        if replica is None or not replica.is_alive(slot):
             return None
         found = self._record(row, provider, slot)
         if found is None:
@@ -181,7 +192,7 @@ class QueryEngine:
         contact = _contact(replica, record)
         if contact is None:
             return None
-        status = held.batch.rows[number]
+        status = self._table.status_of(row, len(record.accelerators))
         price = estimate_micro(prices_of(record.prices), status.price_micro, demand)
         return Offer(signed, contact, status, min(price, (1 << 63) - 1))
 

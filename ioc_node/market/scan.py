@@ -22,7 +22,7 @@ from ioc_node.market.conditions import (
 from ioc_node.market.expressions import Where
 from ioc_node.market.kinds import Mask, Rows
 from ioc_node.market.pricing import accelerators_milli, cores_milli
-from ioc_wire.market import Demand, Removal
+from ioc_wire.market import Cursor, Demand, Removal
 
 BLOCK_ROWS: Final = 1 << 16
 """Rows looked at between two pauses: about a millisecond."""
@@ -53,14 +53,18 @@ class _Removed:
 
 
 class Scan:
-    """Of one demand, at `unix` seconds since 1970; the `count` cheapest rows are kept. No rows may come or go while it
-    lasts; their status may change. Raises `Malformed` for an expression that is none.
+    """Of one demand, at `unix` seconds since 1970; the `count` cheapest rows are kept, of a page those that come
+    `after` the one before. No rows may come or go while it lasts; their status may change. Raises `Malformed` for an
+    expression that is none.
     """
 
-    def __init__(self, demand: Demand, table: Table, *, unix: float, count: int) -> None:
+    def __init__(
+        self, demand: Demand, table: Table, *, unix: float, count: int, after: Cursor | None = None
+    ) -> None:
         self.considered = table.living
         self._table = table
         self._count = count
+        self._after = after
         self._where = Where(demand.constraints.where, table)
         on_kinds = (*kind_conditions(demand, table), *self._where.kind_conditions())
         on_rows = (*row_conditions(demand, table, unix=unix), *self._where.row_conditions())
@@ -86,6 +90,14 @@ class Scan:
     def cheapest(self) -> Rows:
         """The rows with the lowest estimates; among equals those with the smallest hash of their name."""
         return self._best
+
+    @property
+    def cursor(self) -> Cursor | None:
+        """Where the next page begins; None where fewer rows were left than one holds."""
+        if len(self._best) < self._count:
+            return None
+        dearest = float(self._estimates.max())
+        return Cursor(dearest, int(self._table["tie"][self._best[self._estimates == dearest]].max()))
 
     @property
     def matching(self) -> int:
@@ -161,6 +173,10 @@ class Scan:
 
     def _keep_cheapest(self, rows: Rows) -> None:
         estimates = self._price.estimate(rows)
+        if self._after is not None:
+            ties, edge = self._table["tie"][rows], self._after.estimate
+            later = (estimates > edge) | ((estimates == edge) & (ties > self._after.tie))
+            rows, estimates = rows[later], estimates[later]
         if len(self._best) >= self._count:
             worth = estimates <= self._estimates.max()
             rows, estimates = rows[worth], estimates[worth]

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from ioc_node import api
 from ioc_node.cli.common import plain, print_json, span_text, stdout
-from ioc_node.cli.identifiers import found_facts, resolved_facts
+from ioc_node.cli.finding import found_facts
+from ioc_node.cli.identifiers import resolved_facts
 from ioc_node.cli.receipts import render_receipts
 from ioc_node.cli.story import follow_on
 from ioc_node.client import RemoteNode

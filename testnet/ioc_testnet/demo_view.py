@@ -9,7 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ioc_node import api
 from ioc_node.cli.common import plain, short, size_text, span_text, speed_text, table
-from ioc_node.cli.identifiers import render_found, render_trace
+from ioc_node.cli.finding import render_found
+from ioc_node.cli.identifiers import render_trace
 from ioc_node.cli.story import Story, state_text
 from ioc_node.client import RemoteNode
 from ioc_testnet.commands import node_id_text

@@ -70,7 +70,7 @@ def test_resolve_with_its_trace(cli: Cli, home: Path) -> None:
         facts = cli.json(home, "resolve", cid, "--trace")
     assert (facts["cid"], facts["cores"]) == (cid, 4)
     assert (facts["source"], facts["ending"]) == ("dht", "stopped")
-    assert facts["trace"][-1]["answer"] == "record"
+    assert "record" in [hop["answer"] for hop in facts["trace"]]
     assert facts["trace"][0].keys() == {"node_id", "host", "port", "round", "rtt_ms", "answer", "tries"}
     text = cli.text(home, "resolve", cid, "--trace")
     assert "answered by" in text

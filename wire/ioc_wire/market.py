@@ -15,12 +15,14 @@ Reason = Annotated[str, msgspec.Meta(max_length=512)]
 
 
 class Demand(Document, frozen=True):
-    """What a task needs, derived from its definition or given on a command line."""
+    """What a task needs, derived from its definition or given on a command line. `gang` hosts that each meet all of it
+    are wanted together: so many, or none."""
 
     resources: Resources = Resources()
     constraints: Constraints = Constraints()
     runtimes: tuple[Name, ...] = ()
     wall_seconds: UInt = 3600
+    gang: Annotated[int, msgspec.Meta(ge=1, le=limits.OFFERS_MAX)] = 1
 
 
 def demand_of(task: TaskDefinition) -> Demand:
@@ -61,29 +63,42 @@ class Removal(Message, frozen=True):
     nearest: Reason = ""
 
 
+class Cursor(Message, frozen=True):
+    """Where a page of offers ended: the estimate of its dearest host in millionths of the currency, as a double, and the
+    first 63 bits of the SHA-256 of that host's identifier, which order equals."""
+
+    estimate: Annotated[float, msgspec.Meta(ge=0)]
+    tie: UInt
+
+
 # -- messages over links (tags 20-39)
 
 
 class FindOffers(Message, tag=20, frozen=True):
     """Demand query to a core node. Answer: `OffersFound`. A core node that replicates only a part, and not all that
     the demand allows, asks another one, with `forwarded` set: that one answers from what it holds. The nearest
-    misses are told to `explain`, or where nothing can be offered."""
+    misses are told to `explain`, or where nothing can be offered. With `after` the answer is a page: the hosts that
+    come next by estimate, ranked among each other. The first follows `(0.0, 0)`."""
 
     demand: Demand
     policy: Name
     limit: Annotated[int, msgspec.Meta(ge=1, le=limits.OFFERS_MAX)] = 32
     forwarded: bool = False
     explain: bool = False
+    after: Cursor | None = None
 
 
 class OffersFound(Message, tag=21, frozen=True):
     """Ranked offers. `digest` is that of the core node's head vector: two core nodes with one digest that answer
-    differently expose an omission. `removals` explain what was not offered."""
+    differently expose an omission. `removals` explain what was not offered; `matching` hosts can serve the demand. `cursor`
+    leads to the next page, where one was asked for and more may follow."""
 
     offers: Annotated[tuple[Offer, ...], msgspec.Meta(max_length=limits.OFFERS_MAX)]
     considered: UInt
     removals: Annotated[tuple[Removal, ...], msgspec.Meta(max_length=32)]
     digest: Digest
+    matching: UInt = 0
+    cursor: Cursor | None = None
 
 
 class ReserveLease(Message, tag=22, frozen=True):
