@@ -1,8 +1,7 @@
 """What an expression can ask of a host: the fields, where their values lie, their units, and how values are read.
 
-A field's values lie with the kinds of host (place, accelerators), the traits (software,
-processor), the labels, or in
-a column of numbers by host or by group of accelerators. Numbers are whole ones of a small unit: comparisons are exact.
+A field's values lie with the kinds of host (place, accelerators), the traits (software, processor), the labels, or in a
+column of numbers, by host or by group of accelerators. Numbers are whole ones of a small unit: comparisons are exact.
 """
 
 import difflib
