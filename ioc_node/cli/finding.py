@@ -23,7 +23,9 @@ EXIT_OMISSION: Final = 5
 @demand_options
 @click.option("--policy", default="cost", show_default=True, help="How to rank: cost or latency.")
 @click.option("--limit", type=click.IntRange(1, 256), default=16, show_default=True, help="Offers at most.")
-@click.option("--page", is_flag=True, help="Go through all that match, page after page, cheapest first.")
+@click.option(
+    "--page", is_flag=True, help="A page of all that match, cheapest first; says where the next begins."
+)
 @click.option("--after", default="", help="The page after this cursor, as the page before names it.")
 @click.option("--explain", is_flag=True, help="Show what each condition left out, with its nearest miss.")
 @click.option("--verify", is_flag=True, help="Ask two core nodes, and say if one leaves something out.")
