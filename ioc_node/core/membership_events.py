@@ -33,6 +33,18 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class Introduced:
+    """Core nodes that were heard of, or are remembered: nothing is known of them until they answer."""
+
+    contacts: tuple[Contact, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRevoked:
+    """`Trust` took in a revocation."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -42,7 +54,7 @@ class Leave:
     """This node is about to stop."""
 
 
-Event = LinkUp | LinkDown | Received | Tick | Leave
+Event = LinkUp | LinkDown | Received | Introduced | KeyRevoked | Tick | Leave
 
 # -- effects
 
@@ -121,6 +133,10 @@ class Settings:
     health_max: int = 8
     retransmits: int = 4
     """A statement is passed on retransmits * ceil(log10(members + 1)) times (lambda log n)."""
+    dead_periods: int = 10
+    """A dead member is probed every so many periods, any of them."""
+    compare_periods: int = 30
+    """Memberships are compared with another member every so many periods."""
     lifeguard: bool = True
     """Local health, suspicions that shrink, NACKs, telling the suspect. Without: SWIM, beta is 1."""
     own_probe: bool = True

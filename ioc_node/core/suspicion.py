@@ -29,6 +29,8 @@ class Suspicion:
     accusers: dict[bytes, Signed] = field(default_factory=dict)
     probed: bool = False
     """Whether this node itself could not reach the member since."""
+    answered: bool = False
+    """Whether this node reached it since: it lives, and its accusers are kept only to know what was heard."""
 
     def ends(self, members: int, settings: Settings) -> float:
         """When the member is held dead, unless it refutes."""
