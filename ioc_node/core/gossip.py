@@ -71,6 +71,8 @@ COMPARE_SECONDS: Final = 30.0
 EXPIRE_SECONDS: Final = 5.0
 PEERS_SECONDS: Final = 1.0
 """How long link changes are gathered before they are told."""
+PEERS_WIDE_SECONDS: Final = 10.0
+"""Where there are too many core nodes for a full mesh, nothing but dialing rests on it."""
 
 
 class Gossip:
@@ -162,7 +164,7 @@ class Gossip:
         self._mesh.peers[event.peer] = Peer(event.core, event.contact, event.prefix)
         self._contacts.linked(event.peer, now)
         if event.core:
-            self._tell_peers_at = self._tell_peers_at or now + PEERS_SECONDS
+            self._tell_peers_soon(now)
             self._effects.append(Compare(event.peer))
             if event.contact is not None:
                 self._contacts.know(event.contact, now, linked=self._mesh.peers)
@@ -173,7 +175,7 @@ class Gossip:
         for provider in self._lagging.from_peer(peer):
             self._fetch_ended(peer, provider, drop_source=True)
         if gone is not None and gone.core:
-            self._tell_peers_at = self._tell_peers_at or now + PEERS_SECONDS
+            self._tell_peers_soon(now)
             self._contacts.lost(peer, now)
 
     def _on_peers(self, peer: bytes, core: tuple[Contact, ...], now: float) -> None:
@@ -182,12 +184,18 @@ class Gossip:
                 self._contacts.hear(contact, peer, now)
             self._measure()
 
+    def _tell_peers_soon(self, now: float) -> None:
+        seconds = PEERS_WIDE_SECONDS if self._mesh.wide else PEERS_SECONDS
+        self._tell_peers_at = self._tell_peers_at or now + seconds
+
     def _measure(self) -> None:
         """Whether there are too many core nodes for a full mesh; only those count that more than one tells of."""
         self._mesh.wide = self._contacts.believed() > (MESH_AGAIN if self._mesh.wide else MESH_MAX)
 
     def _dial(self, now: float) -> None:
         peers = self._mesh.peers
+        if self._contacts.deadline(peers) is None:
+            return
         room = MESH_MAX - len(self._mesh.cores)
         due = self._contacts.due(now, peers, room)
         if -SEEK_MAX < room <= 0:
