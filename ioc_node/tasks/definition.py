@@ -14,6 +14,7 @@ import msgspec
 
 from ioc_node.config import convert_document
 from ioc_node.errors import ConfigError, UsageError
+from ioc_node.market.expression_fields import check_expression
 from ioc_wire.bulk import BlobId, format_blob_id, parse_blob_id
 from ioc_wire.errors import BadTask, WireError
 from ioc_wire.tasks import (
@@ -174,6 +175,11 @@ def _check_task(task: TaskDefinition, spec: TaskSpec, where: str) -> None:
         check_definition(task)
     except BadTask as error:
         raise ConfigError(f"{spec.source}: {where}{error.detail}") from None
+    if task.constraints.where:
+        try:
+            check_expression(task.constraints.where)
+        except UsageError as error:
+            raise ConfigError(f"{spec.source}: {where}constraints.{error}") from None
     in_workflow = isinstance(task, WorkflowTask)
     _check_program(task.executor, spec, where)
     for number, item in enumerate(task.inputs):

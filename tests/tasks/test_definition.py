@@ -83,6 +83,10 @@ def test_json_is_read_too(folder: Path) -> None:
         ("file:data/dem.bin|blob:bzz", "inputs[0].url: a blob is named by"),
         ("file:shade.wasm|shade.wasm", "executor.program: expected 'file:PATH' or 'blob:ID'"),
         ("[resources]|[constraints]\nallow = ['no no']\n[resources]", "task.toml: constraints: "),
+        (
+            "[resources]|[constraints]\nwhere = 'citi = 1'\n[resources]",
+            "task.toml: constraints.where: no field 'citi' at place 1; did you mean 'city'?",
+        ),
         ("cores = 1|cores = = 1", "not valid TOML"),
     ],
 )
