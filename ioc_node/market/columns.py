@@ -51,6 +51,13 @@ _ROW: Final[dict[str, Any]] = {
     "queued": np.int64,
     "price_now": np.int64,
 }
+_QUANTITIES: Final = frozenset(
+    {
+        *("expires", "cores", "memory", "disk", "seconds"),
+        *("core_hour", "accelerator_hour", "gib_hour", "task_price"),
+    }
+)
+_NONE: Final = (0,) * GROUPS_MAX
 ZONED: Final = ("expires", "cores", "memory", "disk", "seconds")
 
 
@@ -115,29 +122,34 @@ class Table:
     def stage(self, provider: bytes, records: Iterable[tuple[int, ResourceRecord, bool]]) -> list[int]:
         """Enter rows out of sight: slot, record, and whether it can be reached. Returns their numbers."""
         rows: list[int] = []
+        lines: list[tuple[int, ...]] = []
         for slot, record, reachable in records:
-            row = self._free.pop() if self._free else self._used
-            self._used = max(self._used, row + 1)
-            self._grow(self._used)
-            values = (
-                self.kinds.take(record, reachable),
-                self.traits.take(_traits_of(record)),
-                self.labels.take(record.labels),
-                self.owners.take(provider),
-                slot,
-                tie_of(record.cid),
-                _bounded(record.expires),
-                _bounded(record.cpu.cores) * 1000,
-                _bounded(record.memory_mib),
-                _bounded(record.storage_mib),
-                _bounded(record.task_seconds_max),
-                *(prices := tuple(map(_bounded, prices_of(record.prices)))),
-                prices[0],
-                0.0,
+            rows.append(self._free.pop() if self._free else self._used)
+            self._used = max(self._used, rows[-1] + 1)
+            lines.append(
+                (
+                    self.kinds.take(record, reachable),
+                    self.traits.take(_traits_of(record)),
+                    self.labels.take(record.labels),
+                    self.owners.take(provider),
+                    slot,
+                    tie_of(record.cid),
+                    record.expires,
+                    record.cpu.cores,
+                    record.memory_mib,
+                    record.storage_mib,
+                    record.task_seconds_max,
+                    *prices_of(record.prices),
+                )
             )
-            for name, value in zip(_ROW, values, strict=False):
-                self.columns[name][row] = value
-            rows.append(row)
+        self._grow(self._used)
+        at = np.array(rows, np.int64)
+        for (name, kind), values in zip(_ROW.items(), zip(*lines, strict=True), strict=False):
+            column = np.array(values, np.int64).astype(kind)
+            self.columns[name][at] = np.minimum(column, QUANTITY_MAX) if name in _QUANTITIES else column
+        self.columns["cores"][at] *= 1000
+        self.columns["core_hour_now"][at] = self.columns["core_hour"][at]
+        self.columns["fresh_until"][at] = 0
         return rows
 
     def unstage(self, rows: Sequence[int]) -> None:
@@ -249,24 +261,17 @@ class Table:
         patch = self.columns
         patch["fresh_until"][rows] = status.fresh_until
         for column, values in (
-            ("free_cores", (line.free_cores_milli for line in lines)),
-            ("free_memory", (line.free_memory_mib for line in lines)),
-            ("queued", (line.queued for line in lines)),
-            ("price_now", (line.price_micro for line in lines)),
+            ("free_cores", [line.free_cores_milli for line in lines]),
+            ("free_memory", [line.free_memory_mib for line in lines]),
+            ("queued", [line.queued for line in lines]),
+            ("price_now", [line.price_micro for line in lines]),
         ):
-            bounded = np.fromiter(map(_bounded, values), np.int64, len(lines))
-            patch[column][rows] = bounded[known]
+            patch[column][rows] = np.minimum(np.array(values, np.int64), QUANTITY_MAX)[known]
         now = patch["price_now"][rows]
         patch["core_hour_now"][rows] = np.where(now > 0, now, patch["core_hour"][rows])
-        free = np.zeros((GROUPS_MAX, len(lines)), np.int32)
-        for n, line in enumerate(lines):
-            if groups := line.free_accelerators_milli:
-                free[: len(groups), n] = [min(milli, MILLI_MAX) for milli in groups]
-        self.free_accelerators[:, rows] = free[:, known]
-
-
-def _bounded(value: int) -> int:
-    return min(value, QUANTITY_MAX)
+        groups = [line.free_accelerators_milli for line in lines]
+        free = np.array([(*one, *_NONE[len(one) :]) for one in groups], np.int64).reshape(-1, GROUPS_MAX)
+        self.free_accelerators[:, rows] = np.minimum(free, MILLI_MAX)[known].T
 
 
 def _traits_of(record: ResourceRecord) -> Traits:

@@ -36,7 +36,7 @@ CANDIDATES_MIN: Final = 64
 """So many rows at least, the cheapest, are given to the policy."""
 STEP_RECORDS: Final = 64
 STEP_OFFERS: Final = 32
-PIECE_SLOTS: Final = 256
+PIECE_SLOTS: Final = limits.STATUS_ROWS_MAX
 OFFERED_MAX: Final = 4096
 REMOVALS_MAX: Final = 32
 UNSETTLED: Final = bytes(32)
