@@ -13,6 +13,7 @@ HOME is a node's home folder, FOLDER that of a generated population (`bench.cata
 - `query`: send the demands of `bench.catalogue_queries` at fixed times; `{"service", "latency", "matches"}`
 """
 
+import gc
 import json
 import sys
 import time
@@ -192,6 +193,8 @@ async def serve(home: Path, made: Made) -> None:
         assert node.core is not None
         member = Member(node.core, made, steps, nursery)
         nursery.start_soon(member.watch)
+        gc.collect()
+        gc.freeze()  # as `ioc-node up` does
         print(json.dumps({"began": began, "opened": time.monotonic() - began}), flush=True)
         lines = trio.lowlevel.FdStream(0)
         pending = b""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ioc_node.core.replica import HeldStatus
-from ioc_node.market.kinds import Interned, Kinds, Labels, Mask, Rows, Traits, longer
+from ioc_node.market.kinds import Interned, Kinds, Mask, Rows, Traits, longer, pack_labels
 from ioc_node.market.pricing import prices_of
 from ioc_wire.limits import STATUS_ROWS_MAX
 from ioc_wire.records import ResourceRecord, StatusRow
@@ -25,6 +25,8 @@ QUANTITY_MAX: Final = 1 << 40
 """Larger quantities and prices are cut down to this, so that no sum of products leaves 64 bits or a double."""
 MILLI_MAX: Final = (1 << 31) - 1
 """Free thousandths of one accelerator group are cut down to this."""
+ROWS_RESERVED: Final = 1 << 21
+"""Room that is there from the beginning, as address space: a column that is copied to grow holds everybody up."""
 ZONE_ROWS: Final = 1 << 14
 """Rows for which the smallest value of a column is known together."""
 
@@ -71,14 +73,18 @@ class Table:
 
     def __init__(self) -> None:
         self.kinds = Kinds()
-        self.live: Mask = np.zeros(64, np.bool_)
-        self.columns: dict[str, npt.NDArray[Any]] = {name: np.zeros(64, kind) for name, kind in _ROW.items()}
-        self.free_accelerators: npt.NDArray[np.int32] = np.zeros((GROUPS_MAX, 64), np.int32)
+        self.live: Mask = np.zeros(ROWS_RESERVED, np.bool_)
+        self.columns: dict[str, npt.NDArray[Any]] = {
+            name: np.zeros(ROWS_RESERVED, kind) for name, kind in _ROW.items()
+        }
+        self.free_accelerators: npt.NDArray[np.int32] = np.zeros((GROUPS_MAX, ROWS_RESERVED), np.int32)
         """Thousandths, by group and row."""
         self.owners: Interned[bytes] = Interned()
         self.traits: Interned[Traits] = Interned()
-        self.labels: Interned[Labels] = Interned()
-        self._least: dict[str, Rows] = {name: np.full(1, QUANTITY_MAX, np.int64) for name in ZONED}
+        self.labels: Interned[bytes] = Interned()
+        self._least: dict[str, Rows] = {
+            name: np.full(ROWS_RESERVED // ZONE_ROWS + 1, QUANTITY_MAX, np.int64) for name in ZONED
+        }
         self._used = 0
         self._free: list[int] = []
         self._rows: dict[bytes, npt.NDArray[np.int32]] = {}
@@ -130,7 +136,7 @@ class Table:
                 (
                     self.kinds.take(record, reachable),
                     self.traits.take(_traits_of(record)),
-                    self.labels.take(record.labels),
+                    self.labels.take(pack_labels(record.labels)),
                     self.owners.take(provider),
                     slot,
                     tie_of(record.cid),

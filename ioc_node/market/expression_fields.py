@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from ioc_node.errors import UsageError
 from ioc_node.market.expression_text import Comparison, comparisons, parse
-from ioc_node.market.kinds import Labels, Traits
+from ioc_node.market.kinds import Traits, unpack_labels
 from ioc_wire.records import Accelerator
 
 Domain = Literal["class", "city", "pool", "shape", "traits", "labels", "rows", "groups"]
@@ -154,8 +154,8 @@ def field_of(comparison: Comparison) -> Field:
     if name.startswith(LABEL) and len(name) > len(LABEL):
         key = name.removeprefix(LABEL)
 
-        def values(labels: Labels) -> list[str]:
-            return [value for label, value in labels if label.lower() == key]
+        def values(packed: bytes) -> list[str]:
+            return [value for label, value in unpack_labels(packed) if label.lower() == key]
 
         return Field(name, "a label of the host", "labels", values)
     found = FIELDS.get(name)

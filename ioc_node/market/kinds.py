@@ -7,6 +7,7 @@ per number instead of once per row. Uses are counted: what no row refers to any 
 from collections.abc import Callable
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -84,7 +85,8 @@ class Kinds:
         self.cities: Interned[str] = Interned()
         self.pools: Interned[str] = Interned()
         self.shapes: Interned[tuple[Accelerator, ...]] = Interned()
-        self._known: Interned[tuple[bool, str, tuple[Accelerator, ...]]] = Interned()
+        self._known: Interned[tuple[bool, str, int]] = Interned()
+        """Reachable, pool and number of the shape: nothing that garbage collections would have to look at."""
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self.columns[name]
@@ -95,14 +97,17 @@ class Kinds:
 
     def take(self, record: ResourceRecord, reachable: bool) -> int:
         """The number of a record's kind, referred to once more."""
-        key = (reachable, "/".join(record.cid.split("/")[:4]), record.accelerators)
+        shape = self.shapes.take(record.accelerators)
+        key = (reachable, "/".join(record.cid.split("/")[:4]), shape)
         before = len(self._known)
         number = self._known.take(key)
         if len(self._known) > before:
-            self._enter(number, key)
+            self._enter(number, *key)
+        else:
+            self.shapes.release(shape)
         return number
 
-    def _enter(self, number: int, key: tuple[bool, str, tuple[Accelerator, ...]]) -> None:
+    def _enter(self, number: int, reachable: bool, pool: str, shape: int) -> None:
         if number >= len(self.count):
             self.count = longer(self.count, number + 1)
             self.first = longer(self.first, number + 1)
@@ -110,12 +115,12 @@ class Kinds:
             for name, column in self.columns.items():
                 self.columns[name] = longer(column, number + 1)
         self.put_rows(number, _NO_ROWS, -1)
-        reachable, pool, shape = key
-        self.columns["reachable"][number] = reachable
         _, resource_class, city, *_ = pool.split("/")
-        values = (resource_class, city, pool, shape)
-        for (name, interned), value in zip(self._words(), values, strict=True):
-            self.columns[name][number] = interned.take(value)
+        self.columns["reachable"][number] = reachable
+        self.columns["class"][number] = self.classes.take(resource_class)
+        self.columns["city"][number] = self.cities.take(city)
+        self.columns["pool"][number] = self.pools.take(pool)
+        self.columns["shape"][number] = shape
 
     def put_rows(self, number: int, rows: npt.NDArray[np.int32], first: int) -> None:
         """The rows of a kind that are in sight now, and which of them has the smallest tie."""
@@ -150,6 +155,15 @@ class Traits(NamedTuple):
 
 
 Labels = tuple[tuple[str, str], ...]
+
+
+def pack_labels(labels: Labels) -> bytes:
+    """As they are interned: racks are many, and bytes are nothing to a garbage collection."""
+    return msgspec.msgpack.encode(labels)
+
+
+def unpack_labels(packed: bytes) -> Labels:
+    return msgspec.msgpack.decode(packed, type=Labels)
 
 
 def longer(column: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:

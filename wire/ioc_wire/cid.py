@@ -57,7 +57,7 @@ class Cid(NamedTuple):
         return self.prefix == other.prefix and other.path[: len(self.path)] == self.path
 
 
-@functools.lru_cache(maxsize=65536)
+@functools.lru_cache(maxsize=4096)
 def parse_cid(text: str) -> Cid:
     """Parse the canonical text of an identifier; raises `BadIdentifier` saying what is wrong with it."""
     if len(text) > limits.CID_BYTES_MAX:
