@@ -62,6 +62,7 @@ class Answers:
             api.ResolveCid: self._resolve,
             api.FindResources: self._find,
             api.RegisterNow: self._register,
+            api.AddCollector: self._add_collector,
             api.SubmitTask: self._submit,
             api.SubmitWorkflow: self._submit,
             api.ListTasks: self._tasks,
@@ -107,6 +108,9 @@ class Answers:
 
     async def _register(self, message: api.RegisterNow) -> Message:
         return api.Registered(await self.node.register())
+
+    async def _add_collector(self, message: api.AddCollector) -> Message:
+        return await self.node.add_collector(message)
 
     async def _revoke(self, message: api.RevokeKey) -> Message:
         told = len(self.node.links.links)

@@ -438,8 +438,29 @@ class Overview(Message, frozen=True, tag=161):
     made: float
 
 
+class AddCollector(Message, frozen=True, tag=162):
+    """Look for hosts with one more collector from now on; `options` is its TOML table as JSON. Answer: `CollectorAdded`
+    after its first look, or the fault."""
+
+    name: str
+    interval_seconds: float
+    options: bytes
+
+
+class CollectorAdded(Message, frozen=True, tag=163):
+    """What the first look came to. `refused`: lines with their reasons, the first few."""
+
+    added: int
+    changed: int
+    removed: int
+    unchanged: int
+    refused: tuple[str, ...]
+
+
 CONTROL_CODEC: Final = UnionCodec(
     Ok
+    | AddCollector
+    | CollectorAdded
     | GetStatus
     | NodeStatus
     | GetPeers

@@ -76,6 +76,10 @@ class RemoteNode:
     async def register(self) -> tuple[api.RegisteredRow, ...]:
         return (await self._ask(api.RegisterNow(), api.Registered)).rows
 
+    async def add_collector(self, collector: api.AddCollector) -> api.CollectorAdded:
+        """Have the node look for hosts with one more collector. Raises `UsageError`, `ConfigError` and the like."""
+        return await self._ask(collector, api.CollectorAdded)
+
     async def revoke(self, news: RevocationNews) -> api.KeyRevoked:
         """Have the node take in a revocation and tell everybody. Raises `NotEntitled` and the like."""
         return await self._ask(api.RevokeKey(news), api.KeyRevoked)

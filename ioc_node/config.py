@@ -69,6 +69,19 @@ class ResourceConfig(_Table, frozen=True, kw_only=True):
     task_seconds_max: UInt = 86400
 
 
+class CollectorConfig(_Table, frozen=True, kw_only=True):
+    """Where more of a provider's hosts are found: a collector by name, how often it looks, and its own options."""
+
+    name: Name
+    interval_seconds: Positive = 10.0
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """What tells this one from others over restarts: its name and options."""
+        return f"{self.name} {msgspec.json.encode(self.options, order='sorted').decode()}"
+
+
 class BulkConfig(_Table, frozen=True, kw_only=True):
     """Bulk data. `engine` "auto" takes qh3 where it is installed; `offloads` names those that may be used."""
 
@@ -109,6 +122,7 @@ class NodeConfig(_Table, frozen=True, kw_only=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
     resources: Annotated[tuple[ResourceConfig, ...], msgspec.Meta(max_length=8192)] = ()
+    collectors: Annotated[tuple[CollectorConfig, ...], msgspec.Meta(max_length=16)] = ()
     bulk: BulkConfig = BulkConfig()
     tasks: TasksConfig = TasksConfig()
     gossip: GossipConfig = GossipConfig()

@@ -161,6 +161,12 @@ class Node:
             )
         return await self.core.overview()
 
+    async def add_collector(self, message: api.AddCollector) -> api.CollectorAdded:
+        """Look for hosts with one more collector, until this node stops. Raises `UsageError`, `BadCollector`."""
+        if self.provider is None:
+            raise UsageError("this node is no provider: it registers no hosts")
+        return await self.provider.collecting.add(message)
+
     async def register(self) -> tuple[api.RegisteredRow, ...]:
         """Store all own identifiers again now; nothing on a node that has none."""
         if self.provider is None:

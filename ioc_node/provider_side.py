@@ -8,6 +8,7 @@ import trio
 
 from ioc_node.api import Warned
 from ioc_node.bulk.transfers import BulkEndpoint
+from ioc_node.collecting import Collecting
 from ioc_node.collectors.local import look_at_machine
 from ioc_node.config import NodeConfig, ResourceConfig
 from ioc_node.core.own_catalogue import OwnCatalogue
@@ -44,6 +45,7 @@ class ProviderSide:
         home: Home,
         registrar: Registrar,
         shelf: OwnCatalogueShelf,
+        collecting: Collecting,
         executors: Mapping[str, Executor],
         missing: Mapping[str, str],
     ) -> None:
@@ -53,6 +55,7 @@ class ProviderSide:
         self.warnings = tuple(Warned(f"runtime {name}", reason) for name, reason in sorted(missing.items()))
         self._provider = provider
         self._shelf = shelf
+        self.collecting = collecting
 
     @classmethod
     async def make(
@@ -71,15 +74,16 @@ class ProviderSide:
         for name, reason in missing.items():
             _log.warning("runtime_missing", runtime=name, reason=reason)
         host = advertised_host(config)
+        endpoint = Endpoint(host, config.port)
         resources = plan_resources(
             config.resources,
             prefix=identity.prefix,
             machine=look_at_machine(config.home),
             runtimes=sorted(executors),
             offloads=bulk.offload_names,
-            endpoint=Endpoint(host, config.port),
+            endpoint=endpoint,
         )
-        if not any(resource.type == "node" for resource in resources):
+        if not config.collectors and not any(resource.type == "node" for resource in resources):
             raise ConfigError(
                 'this provider offers nothing: add a [[resources]] table with path = "gen/CITY/ZONE/HOST"'
             )
@@ -93,9 +97,15 @@ class ProviderSide:
         shelf = OwnCatalogueShelf(store)
         shelf.load_own(own)
         registrar = Registrar(
-            resources, signer=RecordSigner(store, identity.key), chain=identity.chain, own=own, book=book
+            resources,
+            signer=RecordSigner(store, identity.key),
+            chain=identity.chain,
+            own=own,
+            book=book,
+            prefix=identity.prefix,
         )
-        registrar.enter_catalogue()
+        collecting = Collecting(config, registrar, prefix=identity.prefix, endpoint=endpoint)
+        registrar.enter_catalogue([each.key for each in config.collectors])
         home = Home(
             own,
             chain=lambda: identity.chain,
@@ -120,6 +130,7 @@ class ProviderSide:
             home=home,
             registrar=registrar,
             shelf=shelf,
+            collecting=collecting,
             executors=executors,
             missing=missing,
         )
@@ -143,6 +154,7 @@ class ProviderSide:
         await nursery.start(self._provider.run)
         nursery.start_soon(self.home.run, links, self._shelf)
         self.registrar.publish(dht, self.home)
+        nursery.start_soon(self.collecting.run)
         _log.info(
             "provider_up",
             resources=len(self.registrar.resources),

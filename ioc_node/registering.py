@@ -1,7 +1,8 @@
 """A provider's identifiers: signed, put into the DHT, entered in its catalogue, and kept current."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -9,6 +10,7 @@ import structlog
 import trio.lowlevel
 
 from ioc_node.api import RegisteredRow
+from ioc_node.collectors.collector import Free
 from ioc_node.core.own_catalogue import OwnCatalogue
 from ioc_node.errors import NodeError
 from ioc_node.market.leases import Amounts, LeaseBook
@@ -26,8 +28,22 @@ REFUSALS_SHOWN_MAX: Final = 8
 ONE_BY_ONE_MAX: Final = 32
 """Records that are stored one by one on request, which tells who refused; more go by sweep."""
 SIGNED_PER_TURN: Final = 8
+ROWS_PER_TURN: Final = 512
+TURN_SECONDS: Final = 0.003
+"""How long collected records are signed before others have a turn."""
 
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """What became of a collector's hosts; `refused` pairs the identifier with the reason."""
+
+    added: int
+    changed: int
+    removed: int
+    unchanged: int
+    refused: tuple[tuple[str, str], ...]
 
 
 class Registrar:
@@ -41,33 +57,47 @@ class Registrar:
         chain: tuple[Signed, ...],
         own: OwnCatalogue,
         book: LeaseBook,
+        prefix: str = "",
     ) -> None:
-        self.resources = tuple(resources)
+        self._configured = tuple(resources)
         self._signer = signer
         self._chain = chain
         self._own = own
         self._book = book
+        self._prefix = prefix
         self._home: Home | None = None
         self._withdrawn: list[str] = []
+        self._dht: Dht | None = None
+        self._collected: dict[str, dict[str, Resource]] = {}
+        self._rows: dict[str, tuple[StatusRow, ...]] = {}
 
-    def enter_catalogue(self) -> None:
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        """All of this provider's: configured and collected."""
+        found = (each for group in self._collected.values() for each in group.values())
+        return (*self._configured, *found)
+
+    def enter_catalogue(self, collectors: Collection[str] = ()) -> None:
         """Sign all records into the own catalogue; identifiers that are no longer configured leave a tombstone, there
-        and in the DHT.
+        and in the DHT. What `collectors` (their keys) found before a restart stays until they have looked again.
         """
+        self._signer.forget_collectors(collectors)
         for resource in self.resources:
             self._sign(resource)
-        names = {resource.cid for resource in self.resources}
+        names = {resource.cid for resource in self._configured}
+        for collector in collectors:
+            names |= self._signer.collected_by(collector)
         for cid in [cid for cid in self._own.records() if cid not in names]:
             self._own.withdraw(cid)
             _log.info("withdrawn", cid=cid)
-        prefix = parse_cid(self.resources[0].cid).prefix if self.resources else ""
+        prefix = parse_cid(self._configured[0].cid).prefix if self._configured else self._prefix
         for cid in self._signer.withdraw_others(names, now=time.time()):
             if parse_cid(cid).prefix == prefix:  # under another prefix nobody would believe us any more
                 self._withdrawn.append(cid)
 
     def publish(self, dht: Dht, home: Home) -> None:
         """Keep every record stored in the DHT from now on; a re-signed one goes to the core nodes too."""
-        self._home = home
+        self._home, self._dht = home, dht
         for resource in self.resources:
             dht.publish(resource.cid, partial(self._resign, resource))
         for cid in self._withdrawn:
@@ -78,6 +108,96 @@ class Registrar:
 
     def _bury(self, cid: str) -> tuple[Signed, tuple[Signed, ...]]:
         return self._signer.sign_tombstone(cid, now=time.time()), self._chain
+
+    async def replace(self, collector: str, found: Iterable[tuple[Resource, Free | None]]) -> Replaced:
+        """These are all hosts of a collector (its key) now, with what of them is free (None: out of service). New and
+        changed ones are signed and published, those that are gone leave a tombstone, the rest is left alone. A crash
+        anywhere in between is made up for by the next call.
+        """
+        fresh = list(found)
+        taken = {each.cid for each in self._configured}
+        taken.update(*(group.keys() for key, group in self._collected.items() if key != collector))
+        faults = [
+            (each.cid, "named by config.toml or another collector") for each, _ in fresh if each.cid in taken
+        ]
+        wanted = {each.cid: each for each, _ in fresh if each.cid not in taken}
+        known = self._collected.setdefault(collector, {})
+        before = self._signer.collected_by(collector) | known.keys()
+        news = [each for each in wanted.values() if known.get(each.cid) != each]
+        gone = sorted(before - wanted.keys())
+        try:
+            refused = await self._take_up(collector, news, known)
+            await self._give_up(gone, known)
+        except NodeError:  # the disk is full: what was not kept is signed again the next time
+            known.clear()
+            raise
+        self._rows[collector] = await self._collected_rows(
+            (known[each.cid], free) for each, free in fresh if free is not None and each.cid in known
+        )
+        if self._home is not None:
+            self._home.status_changed()
+        faults += refused
+        bad = {cid for cid, _ in refused}
+        added = sum(each.cid not in before and each.cid not in bad for each in news)
+        changed = len(news) - added - len(bad)
+        return Replaced(added, changed, len(gone), len(wanted) - len(news), tuple(faults))
+
+    def silence(self, collector: str) -> None:
+        """Nothing is known of a collector's hosts now: they are not offered, and stay registered."""
+        self._rows.pop(collector, None)
+
+    async def _take_up(
+        self, collector: str, news: Sequence[Resource], known: dict[str, Resource]
+    ) -> list[tuple[str, str]]:
+        refused: list[tuple[str, str]] = []
+        waiting = iter(news)
+        resource = next(waiting, None)
+        while resource is not None:
+            turn_ends = time.monotonic() + TURN_SECONDS
+            with self._signer.transaction():
+                while resource is not None and time.monotonic() < turn_ends:
+                    try:
+                        self._sign(resource)
+                    except (WireError, NodeError) as error:
+                        refused.append((resource.cid, str(error)))
+                    else:
+                        self._signer.note_collected(resource.cid, collector)
+                        known[resource.cid] = resource
+                        if self._dht is not None:
+                            self._dht.publish(resource.cid, partial(self._resign, resource))
+                    resource = next(waiting, None)
+            await trio.lowlevel.checkpoint()
+        return refused
+
+    async def _give_up(self, gone: Sequence[str], known: dict[str, Resource]) -> None:
+        waiting = iter(gone)
+        cid = next(waiting, None)
+        while cid is not None:
+            turn_ends = time.monotonic() + TURN_SECONDS
+            with self._signer.transaction():
+                while cid is not None and time.monotonic() < turn_ends:
+                    self._signer.withdraw(cid, now=time.time())
+                    self._own.withdraw(cid)
+                    known.pop(cid, None)
+                    if self._dht is not None:
+                        self._dht.withdraw(cid, partial(self._bury, cid))
+                    cid = next(waiting, None)
+            if self._home is not None:
+                self._home.catalogue_changed()
+            await trio.lowlevel.checkpoint()
+
+    async def _collected_rows(self, hosts: Iterable[tuple[Resource, Free]]) -> tuple[StatusRow, ...]:
+        rows: list[StatusRow] = []
+        for resource, free in hosts:
+            slot = self._own.slot_of(resource.cid)
+            if slot is not None:
+                price = resource.capacity.price_micro
+                rows.append(
+                    StatusRow(slot, free.cores_milli, free.memory_mib, free.accelerators_milli, 0, price)
+                )
+            if len(rows) % ROWS_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+        return tuple(rows)
 
     async def register_now(self, dht: Dht) -> tuple[RegisteredRow, ...]:
         """Store all records at once, and tell who took and who refused them."""
@@ -137,10 +257,10 @@ class Registrar:
 
     def status_rows(self) -> list[StatusRow]:
         """What is free now, per slot. An aggregate shows the sum of the hosts below it, where it has any."""
-        free = {each.cid: self._book.free(each.cid) for each in self.resources if each.type == "node"}
+        free = {each.cid: self._book.free(each.cid) for each in self._configured if each.type == "node"}
         queued = len(self._book.held())
         rows = []
-        for resource in self.resources:
+        for resource in self._configured:
             slot = self._own.slot_of(resource.cid)
             if slot is None:
                 continue
@@ -157,6 +277,8 @@ class Registrar:
                     price_micro=resource.capacity.price_micro,
                 )
             )
+        for collected in self._rows.values():
+            rows.extend(collected)
         return rows
 
 

@@ -7,7 +7,8 @@ still be about; when it comes back, its record has a higher version again.
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -44,6 +45,10 @@ _SCHEMA: Final = (
 )
 _TOMBSTONES: Final = (
     "CREATE TABLE IF NOT EXISTS own_tombstones (cid TEXT PRIMARY KEY, since INTEGER NOT NULL) WITHOUT ROWID",
+)
+_COLLECTED: Final = (
+    """CREATE TABLE IF NOT EXISTS own_collected (
+         cid TEXT PRIMARY KEY, collector TEXT NOT NULL) WITHOUT ROWID""",
 )
 _WITHDRAWN: Final = b""
 """In the place of a digest: no record is like that."""
@@ -154,6 +159,7 @@ class RecordSigner:
     def __init__(self, store: Store, key: Ed25519PrivateKey) -> None:
         store.require("own_records", _SCHEMA)
         store.require("own_tombstones", _TOMBSTONES)
+        store.require("own_collected", _COLLECTED)
         self._store = store
         self._key = key
 
@@ -193,6 +199,40 @@ class RecordSigner:
             )
         left = self._store.fetch("SELECT cid FROM own_tombstones ORDER BY cid")
         return [cid for (cid,) in left if cid not in cids]
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """What is signed, noted and withdrawn inside is kept together or not at all. Never await inside."""
+        return self._store.transaction()
+
+    def note_collected(self, cid: str, collector: str) -> None:
+        """This identifier is there because `collector` found it."""
+        self._store.execute(
+            "INSERT OR REPLACE INTO own_collected (cid, collector) VALUES (?, ?)", (cid, collector)
+        )
+
+    def collected_by(self, collector: str) -> set[str]:
+        """What a collector found the last time, also before a restart."""
+        rows = self._store.fetch("SELECT cid FROM own_collected WHERE collector = ?", (collector,))
+        return {str(cid) for (cid,) in rows}
+
+    def forget_collectors(self, kept: Iterable[str]) -> None:
+        """Forget what was found by others than `kept`: they are not configured any more."""
+        keys = set(kept)
+        found = self._store.fetch("SELECT DISTINCT collector FROM own_collected")
+        self._store.execute_many(
+            "DELETE FROM own_collected WHERE collector = ?", [(key,) for (key,) in found if key not in keys]
+        )
+
+    def withdraw(self, cid: str, *, now: float) -> None:
+        """Withdraw one identifier that a collector does not find any more; its tombstone may be signed then."""
+        with self._store.transaction():
+            self._store.execute("DELETE FROM own_collected WHERE cid = ?", (cid,))
+            self._store.execute(
+                "INSERT OR REPLACE INTO own_tombstones (cid, since) VALUES (?, ?)", (cid, int(now))
+            )
+            self._store.execute(
+                "UPDATE own_records SET version = version + 1, digest = x'' WHERE cid = ?", (cid,)
+            )
 
     def sign_tombstone(self, cid: str, *, now: float) -> Signed:
         """What takes the place of a withdrawn identifier's record, as of `now` (seconds since 1970)."""

@@ -1,4 +1,4 @@
-"""`resolve` and `register`: compute by its name."""
+"""`resolve`: compute by its name."""
 
 import time
 from pathlib import Path
@@ -189,23 +189,3 @@ def render_trace(console: Console, found: api.Resolved | api.Unresolved) -> None
         )
     if found.ending:
         console.print(plain(f"search in the DHT {found.ending}: {ENDINGS[found.ending]}"))
-
-
-@click.command()
-@with_home
-def register(home: Path, as_json: bool) -> None:
-    """Register all identifiers of this provider again, now, and show who took them and who refused."""
-    rows = ask(home, lambda node: node.register())
-    facts = [{name: getattr(row, name) for name in row.__struct_fields__} for row in rows]
-    show(as_json, {"registered": facts}, lambda console: render_registered(console, rows))
-
-
-def render_registered(console: Console, rows: tuple[api.RegisteredRow, ...]) -> None:
-    """One line per identifier."""
-    made = table("identifier", "version", "stored at", "refused", right=("version", "stored at"))
-    made.columns[0].no_wrap = made.columns[3].no_wrap = False
-    for row in rows:
-        made.add_row(plain(row.cid), str(row.version), str(row.stored), plain("; ".join(row.refused) or "-"))
-    console.print(
-        made if rows else plain("this node has no identifiers: its config.toml names no [[resources]]")
-    )

@@ -19,6 +19,8 @@ from ioc_node.errors import NodeError, UsageError
 from ioc_wire.codec import Name, ShortText, UInt
 
 ENTRY_POINTS: Final = "ioc_node.collectors"
+BUILT_IN: Final = {"inventory": "ioc_node.collectors.inventory:InventoryCollector"}
+"""Ours; an entry point of another package adds to them."""
 HOSTS_MAX: Final = 65_536
 """Hosts of one collector: a provider's catalogue has no more slots."""
 CORES_MAX: Final = 4096
@@ -145,7 +147,9 @@ def free_fault(host: Host, free: Free) -> str:
 
 def load_collector(name: str, options: Mapping[str, Any], folder: Path) -> Collector:
     """The collector of an entry point. Raises `BadCollector`."""
-    found = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    own = (importlib.metadata.EntryPoint(each, value, ENTRY_POINTS) for each, value in BUILT_IN.items())
+    found = {point.name: point for point in (*points, *own)}
     point = found.get(name)
     if point is None:
         raise BadCollector(

@@ -12,6 +12,7 @@ import msgspec
 from ioc_node.config import (
     AcceleratorConfig,
     BulkConfig,
+    CollectorConfig,
     GossipConfig,
     NodeConfig,
     ResourceConfig,
@@ -24,6 +25,7 @@ TABLES = {
     "": NodeConfig,
     "resources.": ResourceConfig,
     "resources.accelerators.": AcceleratorConfig,
+    "collectors.": CollectorConfig,
     "bulk.": BulkConfig,
     "tasks.": TasksConfig,
     "gossip.": GossipConfig,

@@ -1,0 +1,113 @@
+"""What collectors find comes, changes and goes: in the catalogue, in the DHT, in the status, and over restarts."""
+
+from pathlib import Path
+
+import trio
+
+from ioc_node.collecting import Collecting, plan_hosts
+from ioc_node.collectors.collector import CollectedHost, Free, Host, whole
+from ioc_node.config import CollectorConfig, NodeConfig
+from ioc_node.core.own_catalogue import OwnCatalogue
+from ioc_node.market.leases import LeaseBook
+from ioc_node.registering import Registrar, Replaced
+from ioc_node.resources import RecordSigner, Resource
+from ioc_node.runtime.home import Home
+from ioc_node.runtime.store import Store
+from ioc_wire.records import Endpoint
+from tests.node.test_registering import KEY, PREFIX, cid, wait_for
+from tests.runtime.dht_nodes import open_dhts
+
+ENDPOINT = Endpoint("127.0.0.1", 4)
+HEAD = "path,cores,memory_mib,free_cores_milli\n"
+
+
+def found(*hosts: str, cores: int = 8, free_milli: int | None = None) -> list[tuple[Resource, Free | None]]:
+    made = [Host(path=f"gen/3301/az1/{host}", cores=cores, memory_mib=64) for host in hosts]
+    rows = [CollectedHost(each, whole(each) if free_milli is None else Free(free_milli, 7)) for each in made]
+    planned, refused = plan_hosts(rows, prefix=PREFIX, endpoint=ENDPOINT)
+    assert refused == []
+    return planned
+
+
+def new_registrar(store: Store, own: OwnCatalogue, *collectors: str) -> Registrar:
+    signer, book = RecordSigner(store, KEY), LeaseBook(store, KEY, {})
+    made = Registrar((), signer=signer, chain=(), own=own, book=book, prefix=PREFIX)
+    made.enter_catalogue(collectors)
+    return made
+
+
+async def test_only_what_changed_is_signed(tmp_path: Path) -> None:
+    own = OwnCatalogue(KEY)
+    with Store(tmp_path / "node.db") as store:
+        registrar = new_registrar(store, own, "a")
+        assert await registrar.replace("a", found("h1", "h2", "h3")) == Replaced(3, 0, 0, 0, ())
+        records = own.records()
+        assert await registrar.replace("a", found("h1", "h2", "h3", free_milli=5)) == Replaced(0, 0, 0, 3, ())
+        assert own.records() == records
+        assert [(row.free_cores_milli, row.free_memory_mib) for row in registrar.status_rows()] == [
+            (5, 7)
+        ] * 3
+        mixed = [*found("h1"), *found("h2", cores=9)]
+        assert await registrar.replace("a", mixed) == Replaced(0, 1, 1, 1, ())
+        assert own.records()[cid("h1")] == records[cid("h1")]
+        assert list(own.records()) == [cid("h1"), cid("h2")]
+        assert await registrar.replace("b", found("h1", "h9")) == Replaced(
+            1, 0, 0, 0, ((cid("h1"), "named by config.toml or another collector"),)
+        )
+        registrar.silence("a")
+        assert [row.slot for row in registrar.status_rows()] == [own.slot_of(cid("h9"))]
+
+
+async def test_a_restart_waits_for_the_collector(tmp_path: Path) -> None:
+    own = OwnCatalogue(KEY)
+    with Store(tmp_path / "node.db") as store:
+        await new_registrar(store, own, "a", "b").replace("a", found("h1", "h2"))
+        again = new_registrar(store, own, "a")
+        assert list(own.records()) == [cid("h1"), cid("h2")]
+        assert await again.replace("a", found("h2")) == Replaced(
+            0, 1, 1, 0, ()
+        )  # signed, in the same version
+        assert RecordSigner(store, KEY).version_of(cid("h2")) == 1
+        new_registrar(store, own)  # not configured any more
+        assert own.records() == {}
+
+
+async def test_the_file_decides_what_is_in_the_dht(tmp_path: Path) -> None:
+    path = tmp_path / "hosts.csv"
+    path.write_text(f"{HEAD}gen/3301/az1/h1,8,64,\ngen/3301/az1/h2,8,64,\nbad/3301/az1/h3,8,64,\n")
+    table = CollectorConfig(name="inventory", interval_seconds=0.02, options={"file": "hosts.csv"})
+    config = NodeConfig(role="provider", home=tmp_path, collectors=(table,))
+    own = OwnCatalogue(KEY)
+    home = Home(own, chain=lambda: (), contact=lambda: None, status=lambda: ())
+    async with open_dhts(3) as nodes, trio.open_nursery() as nursery:
+        with Store(tmp_path / "node.db") as store:
+            registrar = new_registrar(store, own, table.key)
+            registrar.publish(nodes[0], home)
+            nursery.start_soon(Collecting(config, registrar, prefix=PREFIX, endpoint=ENDPOINT).run)
+            await wait_for(nodes[2], {"h1": 1, "h2": 1})
+            path.write_text(f"{HEAD}gen/3301/az1/h1,16,64,500\n")
+            await wait_for(nodes[2], {"h1": 2, "h2": "Withdrawn"})
+            path.write_text("no inventory any more")
+            await trio.sleep(0.2)
+            assert list(own.records()) == [cid("h1")]
+            assert registrar.status_rows() == []  # silent, not gone
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_large_inventory_leaves_turns_to_others(tmp_path: Path) -> None:
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    with Store(tmp_path / "node.db") as store:
+        registrar = new_registrar(store, OwnCatalogue(KEY), "a")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count_turns)
+            hosts = [f"h{number}" for number in range(400)]
+            assert (await registrar.replace("a", found(*hosts))).added == 400
+            assert turns > 10
+            nursery.cancel_scope.cancel()
