@@ -33,6 +33,7 @@ from ioc_node import open_node
 from ioc_node.config import NodeConfig
 from ioc_node.core_side import CoreSide
 from ioc_node.runtime.gossip import CoreGossip
+from ioc_wire.errors import Busy
 from ioc_wire.gossip import HeadNews
 from ioc_wire.records import Head
 from ioc_wire.signed import sign, verify
@@ -45,8 +46,13 @@ IDLE_SHARE: Final = 0.12
 
 async def take_in(gossip: CoreGossip, news: HeadNews, entries: tuple[bytes, ...]) -> None:
     """As the node does with its own catalogue, whosever this is."""
-    await finish(gossip.publish_own, news, entries)
-    await trio.lowlevel.checkpoint()
+    while True:
+        try:
+            await finish(gossip.publish_own, news, entries)
+        except Busy:  # it is taking up what it holds
+            await trio.sleep(0.01)
+        else:
+            return await trio.lowlevel.checkpoint()
 
 
 class Member:
