@@ -9,14 +9,15 @@ from ioc_node import api
 from ioc_node.config import NodeConfig
 from ioc_node.core.trust import Ended, Trust
 from ioc_node.forwarding import Forwarding
-from ioc_node.identity import Identity
+from ioc_node.identity import Identity, advertised_host
 from ioc_node.market.query import QueryEngine
 from ioc_node.runtime.catalogue_store import CatalogueShelf
 from ioc_node.runtime.gossip import make_gossip
 from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.links import Link, LinkEndpoint
+from ioc_node.runtime.membership import CoreMembership
 from ioc_node.runtime.pauses import run_with_pauses
-from ioc_wire.market import FindOffers, OffersFound
+from ioc_wire.market import Contact, FindOffers, OffersFound
 
 OVERVIEW_SECONDS: Final = 3.0
 
@@ -34,6 +35,8 @@ class CoreSide:
         )
         self.forwarding = Forwarding(self.gossip.catalogue.interests)
         self.engine = QueryEngine(self.gossip.catalogue)
+        self.membership = CoreMembership(identity.key, identity.chain, trust, self.gossip)
+        self._contact = Contact(identity.public_key, advertised_host(config), config.port)
         self._changed: dict[bytes, set[int] | None] = {}
         self._change = trio.Event()
         self._patching = False
@@ -59,11 +62,13 @@ class CoreSide:
     def register(self, handlers: Handlers) -> None:
         """Answer gossip and demand queries; before links are opened."""
         self.gossip.register(handlers)
+        self.membership.register(handlers)
         handlers.serve(FindOffers, self._on_find)
 
     def key_revoked(self, ended: Ended) -> None:
         """`Trust` took in a revocation: offer nothing any more that rests on it."""
         self.gossip.key_revoked()
+        self.membership.key_revoked()
 
     async def _on_find(self, link: Link, message: FindOffers) -> OffersFound:
         return await self.answer(message)
@@ -129,4 +134,5 @@ class CoreSide:
         self.forwarding.links = links
         nursery.start_soon(self._follow)
         nursery.start_soon(self.gossip.run, links)
+        nursery.start_soon(self.membership.run, links, self._contact)
         await trio.lowlevel.checkpoint()

@@ -113,6 +113,8 @@ class CoreGossip:
         self._publishing: dict[bytes, trio.Event] = {}
         self._refusals: dict[bytes, WireError] = {}
         self._wake = trio.Event()
+        self.running = trio.Event()
+        """Set once what the shelf holds is taken up."""
         self._asked = RateTable(EXCHANGES_PER_SECOND, EXCHANGES_BURST)
         self._named = RateTable(EXCHANGES_PER_SECOND, EXCHANGES_BURST)
 
@@ -393,6 +395,7 @@ class CoreGossip:
             await shelf.load(self.catalogue, unix=time.time())
         async with open_background() as nursery:
             self._links, self._nursery = links, nursery
+            self.running.set()
             self.key_revoked()  # perhaps while the shelf was read
             nursery.start_soon(self._outbox.run)
             links.on_link_up(self.link_up)
