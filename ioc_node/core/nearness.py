@@ -17,7 +17,7 @@ How = Literal["measured", "triangulated", "coordinates"]
 
 QUARTILE: Final = 4
 """The low end is the |a - b| that a quarter of the common core nodes stay at or below."""
-SLACK_MS: Final = 3.0
+SLACK_MS: Final = 5.0
 """An undecided provider is ruled out only if its low end is beyond the limit by this: access links jitter by it."""
 COMMON_MIN: Final = 2
 """So many core nodes in common make a triangulation; one alone says too little about the direction."""
@@ -66,11 +66,12 @@ def triangulate(consumer: Mapping[bytes, float], provider: Mapping[bytes, float]
 
 
 def from_coordinates(consumer: Coordinate, provider: Coordinate) -> Estimate | None:
-    """From both ends' coordinates; None where one is out of bounds. The bounds are two expected errors wide."""
+    """From both ends' coordinates; None where one is out of bounds. The bounds are four expected errors wide: measured
+    on real round trips, two lose near providers, whose relative errors are the largest."""
     if not (is_sound(consumer) and is_sound(provider)):
         return None
     rtt_ms = consumer.distance_ms(provider)
-    share = min(2 * max(consumer.error, provider.error), 1.0)
+    share = min(4 * max(consumer.error, provider.error), 1.0)
     return Estimate(rtt_ms, rtt_ms * (1 - share), rtt_ms * (1 + share), "coordinates")
 
 

@@ -228,6 +228,29 @@ def gossip(as_json: bool, **rest: Any) -> int:
 
 
 @sim.command()
+@click.option(
+    "--matrix",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="Square matrix of round trips, in ms.",
+)
+@click.option("--core", type=int, default=8, show_default=True, help="Core nodes that measured all others.")
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option(
+    "--jitter",
+    type=click.FloatRange(0, 10),
+    default=0.0,
+    help="Made-up: a ping takes up to this share longer.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+def nearness(matrix: Path, core: int, seed: int, jitter: float, as_json: bool) -> int:
+    """Find gateways within T ms: precision, recall and pings, against Vivaldi alone."""
+    from ioc_testnet.sim.command import run_sim_nearness
+
+    return run_sim_nearness(matrix, core=core, seed=seed, jitter=jitter, as_json=as_json)
+
+
+@sim.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("docs/experiments"),
               show_default=True, help="Where a JSON file and a plot of each go, and a page about all.")  # fmt: skip

@@ -58,7 +58,7 @@ def test_rows_come_before_coordinates_and_nothing_known_is_none() -> None:
     assert by_place == from_coordinates(*places)
     assert by_place is not None
     assert by_place.rtt_ms == 33
-    assert by_place.low_ms == pytest.approx(33 * 0.6)
+    assert by_place.low_ms == pytest.approx(33 * 0.2)
     assert estimate(row(10), row(11)) is None
     assert estimate({}, {}, (places[0], Coordinate(height=math.nan))) is None
 

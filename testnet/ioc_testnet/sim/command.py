@@ -5,12 +5,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from ioc_node.cli.common import pairs, plain, print_json, span_text, stdout
+from ioc_node.cli.common import pairs, plain, print_json, span_text, stdout, table
 from ioc_testnet.sim.gossip import GossipOptions, GossipSimulation
+from ioc_testnet.sim.nearness import run_nearness
 from ioc_testnet.sim.options import SimOptions
 from ioc_testnet.sim.simulation import Progress, Simulation
 
@@ -37,6 +39,25 @@ def run_sim_gossip(options: GossipOptions, *, as_json: bool) -> int:
         print_json(figures)
     else:
         render_gossip(figures)
+    return 0
+
+
+def run_sim_nearness(matrix: Path, *, core: int, seed: int, jitter: float, as_json: bool) -> int:
+    """Run the experiment and print its figures."""
+    figures = run_nearness(matrix, core=core, seed=seed, jitter=jitter)
+    if as_json:
+        print_json(figures)
+        return 0
+    console = stdout()
+    made = table("within", "near", "precision", "recall", "pings p50", "p99", "all", "Vivaldi alone")
+    for row in figures["rows"]:
+        alone = f"{row['vivaldi_precision']:.1%} / {row['vivaldi_recall']:.1%}"
+        made.add_row(
+            f"{row['within_ms']} ms", f"{row['near_mean']:g}", f"{row['precision']:.1%}", f"{row['recall']:.1%}",
+            str(row["probes_p50"]), str(row["probes_p99"]), str(row["probes_everybody"]), alone,
+        )  # fmt: skip
+    console.print(made)
+    console.print(plain(f"again: {figures['command']}"), soft_wrap=True)
     return 0
 
 

@@ -84,10 +84,11 @@ def read_latency(text: str) -> Latency:
     path, colon, unit = text.rpartition(":")
     if not colon or unit not in _UNITS:
         path, unit = text, "ms"
-    return MatrixLatency(_read_matrix(Path(path)) * _UNITS[unit])
+    return MatrixLatency(read_matrix(Path(path)) * _UNITS[unit])
 
 
-def _read_matrix(path: Path) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
+def read_matrix(path: Path) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
+    """A square matrix of numbers, in the file's own unit. Raises `UsageError`."""
     try:
         with path.open(encoding="ascii") as file:
             rows = [[float(word) for word in line.split()] for line in file if line.strip()]
