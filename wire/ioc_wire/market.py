@@ -64,8 +64,8 @@ class Removal(Message, frozen=True):
 
 
 class Cursor(Message, frozen=True):
-    """Where a page of offers ended: the estimate of its dearest host in millionths of the currency, as a double, and the
-    first 63 bits of the SHA-256 of that host's identifier, which order equals."""
+    """Where a page of offers ended: the estimate of its dearest host in millionths of the currency, as a double, and
+    the first 63 bits of the SHA-256 of that host's identifier, which order equals."""
 
     estimate: Annotated[float, msgspec.Meta(ge=0)]
     tie: UInt
@@ -90,8 +90,8 @@ class FindOffers(Message, tag=20, frozen=True):
 
 class OffersFound(Message, tag=21, frozen=True):
     """Ranked offers. `digest` is that of the core node's head vector: two core nodes with one digest that answer
-    differently expose an omission. `removals` explain what was not offered; `matching` hosts can serve the demand. `cursor`
-    leads to the next page, where one was asked for and more may follow."""
+    differently expose an omission. `removals` explain what was not offered; `matching` hosts can serve the
+    demand. `cursor` leads to the next page, where one was asked for and more may follow."""
 
     offers: Annotated[tuple[Offer, ...], msgspec.Meta(max_length=limits.OFFERS_MAX)]
     considered: UInt
