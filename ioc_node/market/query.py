@@ -37,7 +37,7 @@ CANDIDATES_MIN: Final = 64
 STEP_RECORDS: Final = 64
 STEP_OFFERS: Final = 32
 PIECE_SLOTS: Final = limits.STATUS_ROWS_MAX
-OFFERED_MAX: Final = 4096
+OFFERED_MAX: Final = 512
 REMOVALS_MAX: Final = 32
 UNSETTLED: Final = bytes(32)
 """The digest of an answer from a table that is behind its catalogue."""
