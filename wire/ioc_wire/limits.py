@@ -57,6 +57,18 @@ MEMBERS_MAX: Final = 4096
 INTEREST_PREFIXES_MAX: Final = 64
 """Prefixes that a core node may say it replicates."""
 
+# -- bulletins
+BULLETIN_TITLE_CHARS_MAX: Final = 120
+BULLETIN_TEXT_CHARS_MAX: Final = 2000
+BULLETIN_BYTES_MAX: Final = 12 << 10
+"""A bulletin, its chain included."""
+BULLETIN_SECONDS_MAX: Final = 30 * 86400
+BULLETINS_TOLD_MAX: Final = 16
+"""Bulletins in one message."""
+BULLETINS_TOLD_BYTES_MAX: Final = 64 << 10
+"""Bytes of one message of bulletins."""
+BULLETINS_NAMED_MAX: Final = 512
+
 # -- blobs
 CHUNK_BYTES: Final = 1 << 20
 BLOB_CHUNKS_MAX: Final = 1 << 20

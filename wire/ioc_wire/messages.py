@@ -6,7 +6,7 @@ newer peer learns at once that it is not understood.
 
 from typing import Final
 
-from ioc_wire import bulk, gossip, interest, market, membership, tasks
+from ioc_wire import bulk, bulletins, gossip, interest, market, membership, tasks
 from ioc_wire.links import UnionCodec
 
 Body = (
@@ -33,6 +33,8 @@ Body = (
     | membership.MembersVector
     | membership.MembersTold
     | interest.InterestTold
+    | bulletins.BulletinsTold
+    | bulletins.FetchBulletins
     | market.FindOffers
     | market.OffersFound
     | market.ReserveLease
