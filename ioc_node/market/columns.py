@@ -8,7 +8,7 @@ A row is staged out of sight and then swapped for its predecessor, so that a hos
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -60,12 +60,20 @@ _QUANTITIES: Final = frozenset(
     }
 )
 _NONE: Final = (0,) * GROUPS_MAX
+_STATUS: Final = ("fresh_until", "free_cores", "free_memory", "queued", "price_now")
 ZONED: Final = ("expires", "cores", "memory", "disk", "seconds")
 
 
 def tie_of(cid: str) -> int:
     """What orders equals, the same on every node: the first 63 bits of SHA-256 of the identifier."""
     return int.from_bytes(hashlib.sha256(cid.encode()).digest()[:8], "big") >> 1
+
+
+class Swapped(NamedTuple):
+    """The rows that are gone, and how many came for slots that had none."""
+
+    gone: list[int]
+    new: int
 
 
 class Table:
@@ -162,9 +170,9 @@ class Table:
         """Forget rows that never came into sight."""
         self._release(np.array(rows, np.int64))
 
-    def swap(self, provider: bytes, slots: Sequence[int], staged: Sequence[int]) -> list[int]:
-        """Take the rows of these slots out of sight and bring `staged`, which are for some of them, in, at once.
-        Returns those that are gone.
+    def swap(self, provider: bytes, slots: Sequence[int], staged: Sequence[int]) -> Swapped:
+        """Take the rows of these slots out of sight and bring `staged`, which are for some of them, in, at once. A row
+        keeps the status of the one that it takes the place of.
         """
         known = self._rows.get(provider, np.zeros(0, np.int32))
         rows, gone = np.array(staged, np.int64), np.array(slots, np.int64)
@@ -174,6 +182,8 @@ class Table:
         gone = gone[gone < len(known)]
         old = mine[gone].astype(np.int64)
         old = old[old >= 0]
+        before = mine[new_slots].astype(np.int64)
+        self._keep_status(before[before >= 0], rows[before >= 0])
         mine[gone] = -1
         mine[new_slots] = rows
         self._regroup(old, rows)
@@ -182,8 +192,14 @@ class Table:
             self._rows[provider] = mine
         else:
             self._rows.pop(provider, None)
-        gone_rows: list[int] = old.tolist()
-        return gone_rows
+        return Swapped(old.tolist(), int(np.count_nonzero(before < 0)))
+
+    def _keep_status(self, before: Rows, after: Rows) -> None:
+        for name in _STATUS:
+            self.columns[name][after] = self.columns[name][before]
+        self.free_accelerators[:, after] = self.free_accelerators[:, before]
+        now = self.columns["price_now"][after]
+        self.columns["core_hour_now"][after] = np.where(now > 0, now, self.columns["core_hour"][after])
 
     def _regroup(self, hidden: Rows, shown: Rows) -> None:
         """Bring rows out of sight and into it, kind by kind."""

@@ -89,11 +89,12 @@ class QueryEngine:
                     provider, self._hosts(replica, alive[start : start + STEP_RECORDS])
                 )
                 yield
-            gone = self._table.swap(provider, slots, staged)
+            done = self._table.swap(provider, slots, staged)
             swapped = True
-            for row in gone:
+            for row in done.gone:
                 self._offered.pop(row, None)
-            self.patch_status(provider, part)
+            if done.new:
+                self.patch_status(provider, part)
         finally:
             if not swapped:
                 self._table.unstage(staged)

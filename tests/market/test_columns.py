@@ -147,3 +147,16 @@ def test_blocks_find_what_one_by_one_does(
     assert offered(found) == expected
     assert found.considered == len(hosts)
     assert sum(removal.removed for removal in found.removals) == len(hosts) - len(expected)
+
+
+def test_a_host_that_changes_keeps_its_status() -> None:
+    catalogue, provider = make_catalogue(), Provider("one")
+    provider.put("gen/3301/az1/h0", accelerators=(GPU,), free=(2500,), free_milli=3000)
+    engine = QueryEngine(catalogue)
+    engine.patch(provider.public, provider.publish(catalogue))
+    cid = provider.put("gen/3301/az1/h0", accelerators=(GPU,), memory_mib=99, free=(1,), free_milli=1)
+    engine.patch(provider.public, provider.publish(catalogue, unix=UNIX + 1, status=False))
+    demand = Demand(resources=Resources(cores=1, memory_mib=99, accelerators=(AcceleratorDemand("gpu"),)))
+    (offer,) = engine.find(demand, "cost", 8, unix=UNIX).offers
+    assert (offer.status.free_cores_milli, offer.status.free_accelerators_milli) == (3000, (2500,))
+    assert offer.record == provider.own.record(cid)
