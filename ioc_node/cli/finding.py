@@ -91,7 +91,7 @@ def parse_cursor(text: str) -> Cursor:
         found = Cursor(float.fromhex(estimate), int(tie, 16))
     except (ValueError, OverflowError):
         colon = ""
-    if not colon or not 0 <= found.estimate < float("inf") or not 0 <= found.tie < 1 << 63:
+    if not colon or not 0 <= found.estimate <= 1e30 or not 0 <= found.tie < 1 << 63:
         raise UsageError(f"--after: {text!r} is no cursor; take it from the page before")
     return found
 

@@ -67,7 +67,7 @@ class Cursor(Message, frozen=True):
     """Where a page of offers ended: the estimate of its dearest host in millionths of the currency, as a double, and
     the first 63 bits of the SHA-256 of that host's identifier, which order equals."""
 
-    estimate: Annotated[float, msgspec.Meta(ge=0)]
+    estimate: Annotated[float, msgspec.Meta(ge=0, le=1e30)]
     tie: UInt
 
 
