@@ -74,6 +74,8 @@ class Answers:
             api.GetBlob: self._get,
             api.GetTransfers: self._transfers,
             api.RevokeKey: self._revoke,
+            api.PublishBulletin: self._publish_bulletin,
+            api.ListBulletins: self._bulletins,
             api.StopNode: self._stop,
         }
 
@@ -115,6 +117,12 @@ class Answers:
     async def _revoke(self, message: api.RevokeKey) -> Message:
         told = len(self.node.links.links)
         return api.KeyRevoked(not self.node.revocations.take(message.news), told)
+
+    async def _publish_bulletin(self, message: api.PublishBulletin) -> Message:
+        return self.node.publish_bulletin(message)
+
+    async def _bulletins(self, message: api.ListBulletins) -> Message:
+        return await self.node.list_bulletins()
 
     # -- blobs
 

@@ -12,6 +12,7 @@ from ioc_node.errors import error_named
 from ioc_wire import limits
 from ioc_wire.authority import RevocationNews
 from ioc_wire.bulk import Ticket
+from ioc_wire.bulletins import BulletinNews, Level
 from ioc_wire.codec import Message
 from ioc_wire.errors import error_of
 from ioc_wire.links import UnionCodec
@@ -457,8 +458,32 @@ class CollectorAdded(Message, frozen=True, tag=163):
     refused: tuple[str, ...]
 
 
+class PublishBulletin(Message, frozen=True, tag=170):
+    """Sign a bulletin with this core node's key and tell it to everybody. Answer: `Bulletins` with that one, or the
+    fault."""
+
+    title: str
+    text: str
+    about: str
+    level: Level
+    seconds: int
+
+
+class ListBulletins(Message, frozen=True, tag=171):
+    """What core nodes announce now. Answer: `Bulletins`, or `PeerUnreachable`."""
+
+
+class Bulletins(Message, frozen=True, tag=172):
+    """Verified bulletins, the newest first."""
+
+    news: tuple[BulletinNews, ...]
+
+
 CONTROL_CODEC: Final = UnionCodec(
     Ok
+    | PublishBulletin
+    | ListBulletins
+    | Bulletins
     | AddCollector
     | CollectorAdded
     | GetStatus

@@ -80,6 +80,14 @@ class RemoteNode:
         """Have the node look for hosts with one more collector. Raises `UsageError`, `ConfigError` and the like."""
         return await self._ask(collector, api.CollectorAdded)
 
+    async def publish_bulletin(self, message: api.PublishBulletin) -> api.Bulletins:
+        """Announce something to everybody; the node must be a core node. Raises `UsageError`, `RequestRefused`."""
+        return await self._ask(message, api.Bulletins)
+
+    async def bulletins(self) -> api.Bulletins:
+        """What core nodes announce now. Raises `PeerUnreachable`."""
+        return await self._ask(api.ListBulletins(), api.Bulletins)
+
     async def revoke(self, news: RevocationNews) -> api.KeyRevoked:
         """Have the node take in a revocation and tell everybody. Raises `NotEntitled` and the like."""
         return await self._ask(api.RevokeKey(news), api.KeyRevoked)

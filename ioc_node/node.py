@@ -33,12 +33,13 @@ from ioc_node.core.events import RecordChanged
 from ioc_node.core_links import CoreLinks
 from ioc_node.core_side import CoreSide
 from ioc_node.entering import Entrance
-from ioc_node.errors import ConfigError, UsageError
+from ioc_node.errors import ConfigError, RequestRefused, UsageError
 from ioc_node.finding import Finder
 from ioc_node.identity import Identity, advertised_host, load_identity
 from ioc_node.metering.ledger import Ledger
 from ioc_node.provider_side import ProviderSide
 from ioc_node.resolving import LocalRecords, Resolver
+from ioc_node.runtime.bulletins import CoreBulletins, read_bulletins
 from ioc_node.runtime.catalogue_store import open_catalogue
 from ioc_node.runtime.control import open_control_server
 from ioc_node.runtime.dht import Dht, open_dht
@@ -56,6 +57,7 @@ from ioc_node.tasks.handle import TaskHandle
 from ioc_node.tasks.keeper import Keeper
 from ioc_node.tasks.workflow import WorkflowHandle, Workflows
 from ioc_wire.authority import SERVER_ROLES
+from ioc_wire.errors import WireError
 from ioc_wire.gossip import PeersKnown
 from ioc_wire.market import Contact, Cursor, Demand
 from ioc_wire.messages import NODE_CODEC
@@ -87,6 +89,7 @@ class Node:
         workflows: Workflows,
         ledger: Ledger,
         core: CoreSide | None,
+        bulletins: CoreBulletins | None,
         provider: ProviderSide | None,
     ) -> None:
         self.config = config
@@ -104,6 +107,7 @@ class Node:
         self.workflows = workflows
         self.ledger = ledger
         self.core = core
+        self.bulletins = bulletins
         self.provider = provider
         self.started = time.time()
         self.stop_wanted = trio.Event()
@@ -160,6 +164,28 @@ class Node:
                 f"a {self.config.role} node holds no catalogue: ask a core node for its overview"
             )
         return await self.core.overview()
+
+    def publish_bulletin(self, message: api.PublishBulletin) -> api.Bulletins:
+        """Announce something to everybody. Raises `UsageError` where this is no core node, `RequestRefused`."""
+        if self.bulletins is None:
+            raise UsageError(
+                f"a {self.config.role} node publishes no bulletins: ask an operator of a core node"
+            )
+        try:
+            posted = self.bulletins.publish(
+                message.title, message.text, about=message.about, level=message.level, seconds=message.seconds
+            )
+        except WireError as error:
+            raise RequestRefused(f"this bulletin cannot be published: {error}") from None
+        return api.Bulletins((posted.news,))
+
+    async def list_bulletins(self) -> api.Bulletins:
+        """What core nodes announce now, from a core node where this is none. Raises `PeerUnreachable`."""
+        if self.bulletins is not None:
+            posted = self.bulletins.posted()
+        else:
+            posted = await read_bulletins(await self.finder.cores.any(), self.dht.machine.trust)
+        return api.Bulletins(tuple(each.news for each in posted))
 
     async def add_collector(self, message: api.AddCollector) -> api.CollectorAdded:
         """Look for hosts with one more collector, until this node stops. Raises `UsageError`, `BadCollector`."""
@@ -282,6 +308,11 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
             revocations.on_ended(core.key_revoked)
             local = LocalRecords(dht, core.gossip.catalogue, core.forwarding)
             local.register(handlers)
+        bulletins = None
+        if config.is_core:
+            bulletins = CoreBulletins(identity.key, identity.chain, trust, store=store)
+            bulletins.register(handlers)
+            revocations.on_ended(bulletins.key_revoked)
         provider = None
         if config.role == "provider":
             provider = await ProviderSide.make(
@@ -344,11 +375,14 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
             workflows=workflows,
             ledger=ledger,
             core=core,
+            bulletins=bulletins,
             provider=provider,
         )
         tasks = await stack.enter_async_context(open_background())
         if core is not None:
             await core.start(tasks, links)
+        if bulletins is not None:
+            tasks.start_soon(bulletins.run, links)
         tasks.start_soon(revocations.run, links)
         tasks.start_soon(entrance.run)
         tasks.start_soon(shared.keep_announced, entrance.wait_joined)
