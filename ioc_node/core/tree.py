@@ -44,16 +44,17 @@ class MerkleTree:
 
     def changing(self, leaves: Mapping[int, bytes], count: int) -> "Generator[None, None, MerkleTree | None]":
         """`changed` in steps of STEP_HASHES."""
+        if count and len(leaves) == count and max(leaves) < count:
+            levels = [bytearray(b"".join([leaves[index] for index in range(count)]))]
+            yield from self._grow(levels, None)
+            return MerkleTree(levels)
         kept = min(len(self), count)
         dirty = {index for index in leaves if index < count}
         if sum(index >= kept for index in dirty) != count - kept:
             return None
         level = _resized(self._levels[0], count)
-        if len(dirty) == count:
-            level = bytearray(b"".join([leaves[index] for index in range(count)]))
-        else:
-            for index in dirty:
-                level[index * _SIZE : (index + 1) * _SIZE] = leaves[index]
+        for index in dirty:
+            level[index * _SIZE : (index + 1) * _SIZE] = leaves[index]
         if kept != len(self) and count:
             dirty.add(count - 1)  # its ancestors lost a right child
         if kept != count and kept:
@@ -62,8 +63,13 @@ class MerkleTree:
         yield from self._grow(levels, dirty)
         return MerkleTree(levels)
 
-    def _grow(self, levels: list[bytearray], dirty: set[int]) -> Iterator[None]:
+    def _grow(self, levels: list[bytearray], dirty: set[int] | None) -> Iterator[None]:
+        """Work out all levels above the leaves, of which those in `dirty` are new; None: all."""
         while (width := len(levels[-1]) // _SIZE) > 1:
+            if dirty is None:
+                levels.append(bytearray((width + 1) // 2 * _SIZE))
+                yield from _hash_all(levels[-2], levels[-1])
+                continue
             height = len(levels)
             known = self._levels[height] if height < len(self._levels) else bytearray()
             dirty = {index >> 1 for index in dirty}
