@@ -38,7 +38,7 @@ class Finder:
         offloads: Sequence[str],
     ) -> None:
         self._links = links
-        self.cores = cores
+        self._cores = cores
         self._core = core
         self._host = host
         self._engine = engine
@@ -63,7 +63,7 @@ class Finder:
         """
         started = trio.current_time()
         message = FindOffers(demand, policy, limit, explain=explain, after=after)
-        verdict = await compare_cores(self.cores, self._core, message) if verify else None
+        verdict = await compare_cores(self._cores, self._core, message) if verify else None
         found, answered_by = await self._found(message, measure=True)
         routes = tuple(
             route_text(
@@ -93,7 +93,7 @@ class Finder:
     async def _ask(self, message: FindOffers) -> tuple[OffersFound, str]:
         failed: set[bytes] = set()
         while True:
-            link = await self.cores.any(but=frozenset(failed))
+            link = await self._cores.any(but=frozenset(failed))
             try:
                 with trio.fail_after(ANSWER_SECONDS):
                     return await link.request(message, OffersFound), link.peer.name

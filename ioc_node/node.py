@@ -82,6 +82,7 @@ class Node:
         links: LinkEndpoint,
         revocations: RevocationKeeper,
         entrance: Entrance,
+        cores: CoreLinks,
         finder: Finder,
         resolver: Resolver,
         shared: SharedBlobs,
@@ -100,6 +101,7 @@ class Node:
         self.links = links
         self.revocations = revocations
         self.entrance = entrance
+        self.cores = cores
         self.finder = finder
         self.resolver = resolver
         self.shared = shared
@@ -184,7 +186,7 @@ class Node:
         if self.bulletins is not None:
             posted = self.bulletins.posted()
         else:
-            posted = await read_bulletins(await self.finder.cores.any(), self.dht.machine.trust)
+            posted = await read_bulletins(await self.cores.any(), self.dht.machine.trust)
         return api.Bulletins(tuple(each.news for each in posted))
 
     async def add_collector(self, message: api.AddCollector) -> api.CollectorAdded:
@@ -368,6 +370,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
             links=links,
             revocations=revocations,
             entrance=entrance,
+            cores=cores,
             finder=finder,
             resolver=Resolver(dht, cores, local),
             shared=shared,
