@@ -51,6 +51,7 @@ def test_the_columns_of_the_trace(tmp_path: Path) -> None:
     assert third.free == Free(64000, 262144, (2000,))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("IOC_GPU_CLUSTER" not in os.environ, reason="IOC_GPU_CLUSTER names no node list")
 def test_the_trace_itself() -> None:
     collected = read_inventory(Path(os.environ["IOC_GPU_CLUSTER"]), load_mapping(EXAMPLE))

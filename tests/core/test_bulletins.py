@@ -58,7 +58,13 @@ def forged() -> BulletinNews:
     good = news()
     signed = good.statement
     return BulletinNews(
-        Signed(signed.domain, signed.kind, signed.payload[:-1] + b"\0", signed.key, signed.signature),
+        Signed(
+            signed.domain,
+            signed.kind,
+            signed.payload[:-1] + bytes((signed.payload[-1] ^ 1,)),
+            signed.key,
+            signed.signature,
+        ),
         good.chain,
     )
 

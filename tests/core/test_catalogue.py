@@ -159,7 +159,12 @@ def test_a_stored_log_that_was_damaged_is_not_taken_up() -> None:
     alice.own.commit(unix=UNIX)
     head, entries = alice.own.head, alice.own.entries_after(0)
     assert head is not None
-    for damaged in (entries[:1], entries[::-1], (entries[0], entries[1][:-1] + b"x"), (*entries, entries[0])):
+    for damaged in (
+        entries[:1],
+        entries[::-1],
+        (entries[0], entries[1][:-1] + bytes((entries[1][-1] ^ 1,))),
+        (*entries, entries[0]),
+    ):
         other = OwnCatalogue(alice.key)
         with pytest.raises(WireError):
             other.restore(head, damaged)

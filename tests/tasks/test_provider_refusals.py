@@ -156,7 +156,9 @@ async def test_orders_that_are_refused(town: Town) -> None:
         alice, mallory, bob = who.alice, who.mallory, who.bob
         lease = await alice.reserve()
         good = alice.order(lease)
-        tampered = msgspec.structs.replace(good.order, payload=good.order.payload[:-1] + b"!")
+        tampered = msgspec.structs.replace(
+            good.order, payload=good.order.payload[:-1] + bytes((good.order.payload[-1] ^ 1,))
+        )
         thirsty = msgspec.structs.replace(
             alice.sleep, resources=Resources(cores=2, memory_mib=64, disk_mib=64)
         )
