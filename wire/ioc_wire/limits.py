@@ -69,6 +69,18 @@ BULLETINS_TOLD_BYTES_MAX: Final = 64 << 10
 """Bytes of one message of bulletins."""
 BULLETINS_NAMED_MAX: Final = 512
 
+# -- latency
+LATENCY_RTT_US_MAX: Final = 60_000_000
+LATENCY_RTTS_MAX: Final = 512
+"""Providers in one latency row."""
+LATENCY_SECONDS_MAX: Final = 3600
+"""How long a latency row holds at most, and how old a round trip in it may be."""
+LATENCY_ROW_BYTES_MAX: Final = 48 << 10
+"""A latency row, its chain included."""
+LATENCY_TOLD_MAX: Final = 8
+"""Latency rows in one message."""
+LATENCY_HELD_MAX: Final = 256
+
 # -- blobs
 CHUNK_BYTES: Final = 1 << 20
 BLOB_CHUNKS_MAX: Final = 1 << 20

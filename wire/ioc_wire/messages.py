@@ -6,7 +6,7 @@ newer peer learns at once that it is not understood.
 
 from typing import Final
 
-from ioc_wire import bulk, bulletins, gossip, interest, market, membership, tasks
+from ioc_wire import bulk, bulletins, gossip, interest, latency, market, membership, tasks
 from ioc_wire.links import UnionCodec
 
 Body = (
@@ -35,6 +35,8 @@ Body = (
     | interest.InterestTold
     | bulletins.BulletinsTold
     | bulletins.FetchBulletins
+    | latency.LatencyTold
+    | latency.FetchLatency
     | market.FindOffers
     | market.OffersFound
     | market.ReserveLease
