@@ -83,10 +83,12 @@ class CollectorConfig(_Table, frozen=True, kw_only=True):
 
 
 class BulkConfig(_Table, frozen=True, kw_only=True):
-    """Bulk data. `engine` "auto" takes qh3 where it is installed; `offloads` names those that may be used."""
+    """Bulk data. `engine` "auto" takes qh3 where it is installed; `offloads` names those that may be used, each with
+    its own options."""
 
     engine: Literal["auto", "qh3", "aioquic"] = "auto"
     offloads: tuple[Name, ...] = ("shm",)
+    offload_options: dict[Name, dict[str, Any]] = msgspec.field(default_factory=dict)
     blobs_mib_max: Annotated[int, msgspec.Meta(ge=1)] = 1 << 20
 
 

@@ -1,13 +1,14 @@
 """Finding offers for a demand: ask a core node, verify, measure what the policy needs measured, rank, say the route."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 import trio
 
 from ioc_node.api import Found
+from ioc_node.core.roads import OwnRoad
 from ioc_node.core_links import CoreLinks
 from ioc_node.core_side import CoreSide
 from ioc_node.errors import PeerUnreachable
@@ -35,14 +36,14 @@ class Finder:
         *,
         host: str,
         engine: str,
-        offloads: Sequence[str],
+        own_roads: Callable[[bytes], Sequence[OwnRoad]],
     ) -> None:
         self._links = links
         self._cores = cores
         self._core = core
         self._host = host
         self._engine = engine
-        self._offloads = tuple(offloads)
+        self._own_roads = own_roads
 
     async def offers(self, demand: Demand, policy: str) -> OffersFound:
         """Ranked offers, as the task story wants them."""
@@ -69,7 +70,10 @@ class Finder:
             route_text(
                 offer,
                 transport_to(
-                    offer, own_offloads=self._offloads, own_hosts=(self._host,), engine=self._engine
+                    offer,
+                    own=self._own_roads(offer.provider.key),
+                    own_hosts=(self._host,),
+                    engine=self._engine,
                 ),
             )
             for offer in found.offers

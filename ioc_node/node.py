@@ -26,7 +26,7 @@ from ioc_node import api
 from ioc_node.acquaintances import peer_rows
 from ioc_node.answers import Answers
 from ioc_node.bulk.blobs import BlobStore
-from ioc_node.bulk.offload import Offload, load_offloads
+from ioc_node.bulk.offload import load_offloads
 from ioc_node.bulk.transfers import BulkEndpoint, open_bulk
 from ioc_node.config import CATALOGUE_NAME, DATABASE_NAME, NodeConfig
 from ioc_node.core.events import RecordChanged
@@ -342,7 +342,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
             handlers.serve_notify(PeersKnown, cores.hear)
         elif provider is not None:
             provider.home.on_peers(cores.hear)  # so that they are remembered over a restart
-        finder = Finder(links, cores, core, host=host, engine=bulk.engine, offloads=bulk.offload_names)
+        finder = Finder(links, cores, core, host=host, engine=bulk.engine, own_roads=bulk.offloads.own_roads)
 
         async def connect(contact: Contact) -> Link:
             return await links.connect((contact.host, contact.port), contact.key)
@@ -437,18 +437,13 @@ async def _open_dht(config: NodeConfig, identity: Identity, store: Store) -> Asy
 
 @asynccontextmanager
 async def _open_bulk(config: NodeConfig, identity: Identity, blobs: BlobStore) -> AsyncIterator[BulkEndpoint]:
-    offloads: list[Offload] = []
-    for offload in load_offloads(config.home / "run"):
-        if offload.name in config.bulk.offloads:
-            offloads.append(offload)
-        else:
-            offload.close()  # it may have made a folder to be reached at
+    offloads = load_offloads(config.home / "run", config.bulk.offloads, config.bulk.offload_options)
     async with open_bulk(
         blobs,
         identity.key,
         host=config.host,
         port=config.port + 1,
         engine=config.bulk.engine,
-        offloads=offloads,
+        offloads=list(offloads),
     ) as bulk:
         yield bulk

@@ -80,7 +80,7 @@ class ProviderSide:
             prefix=identity.prefix,
             machine=look_at_machine(config.home),
             runtimes=sorted(executors),
-            offloads=bulk.offload_names,
+            offloads=bulk.offloads.names,
             endpoint=endpoint,
         )
         if not config.collectors and not any(resource.type == "node" for resource in resources):

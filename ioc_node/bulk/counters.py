@@ -18,3 +18,10 @@ class BulkCounters:
     """Finished fetches by transport."""
     offload_fallbacks: Counter[str] = field(default_factory=Counter)
     """Offloads that were tried for a blob and failed, by name: QUIC took over."""
+    fallback_kinds: Counter[str] = field(default_factory=Counter)
+    """The same by `NAME/KIND`: unusable, refused, stalled, broken, corrupt, malformed, incomplete, fault."""
+
+    def count_fallback(self, offload: str, kind: str) -> None:
+        """One offload failed for one blob."""
+        self.offload_fallbacks[offload] += 1
+        self.fallback_kinds[f"{offload}/{kind}"] += 1

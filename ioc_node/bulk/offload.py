@@ -1,15 +1,16 @@
-"""Roads for blobs other than QUIC: shared memory, RDMA, whatever an installation has.
+"""The interface of offloads: roads for blobs other than QUIC, such as shared memory, RDMA, or what an installation has.
 
-An offload is found by the entry point group `ioc_node.offloads`. The holder puts a descriptor of each
-usable one into a ticket; a reader that has an offload of that name tries it first. Whatever fails there,
-QUIC takes over with the chunks that have arrived, and the failure is counted.
+An offload is found by the entry point group `ioc_node.offloads`; docs/offloads.md tells how to write one. The
+holder puts a descriptor of each usable one into a ticket. A reader that has an offload of that name may try it
+first (`offloading.py`, which also does all the counting and timing). Whatever fails there, QUIC takes over with
+the chunks that have arrived.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -18,25 +19,34 @@ from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.counters import BulkCounters
 from ioc_node.bulk.partial import PartialBlob
 from ioc_node.bulk.tickets import TicketBook, make_claim
+from ioc_node.core.roads import Capability, Reach, Scope
 from ioc_node.errors import NodeError
 from ioc_wire.bulk import BlobInfo, Claim, OffloadDescriptor, Ticket
 from ioc_wire.errors import BlobCorrupt
 
+__all__ = [
+    "ENTRY_POINTS",
+    "Capability",
+    "Landing",
+    "Offload",
+    "OffloadSource",
+    "OffloadUnusable",
+    "Options",
+    "Reach",
+    "Scope",
+    "load_offloads",
+]
+
 ENTRY_POINTS: Final = "ioc_node.offloads"
+
+Options = Mapping[str, Any]
+"""The operator's table `[bulk.offload_options.NAME]`."""
 
 _log = structlog.get_logger()
 
 
 class OffloadUnusable(NodeError):
     """This road does not lead to that holder; take another."""
-
-
-@dataclass(frozen=True)
-class Capability:
-    """What `probe` found: whether the offload works here, and one line that says why or why not."""
-
-    usable: bool
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,11 @@ class Landing:
                 self._keep(partial)
         return self.partial
 
+    @property
+    def bytes_present(self) -> int:
+        """Bytes of the verified chunks that are here."""
+        return self.partial.bytes_present if self.partial is not None else 0
+
     def _keep(self, partial: PartialBlob) -> None:
         self.partial = partial
         self.bytes_resumed = partial.bytes_present
@@ -91,31 +106,43 @@ class Landing:
 
 
 class Offload(Protocol):
-    """One road. Constructed with the node's runtime folder (`Path`), where it may keep sockets."""
+    """One road. Constructed with the node's runtime folder (`Path`), where it may keep sockets, and its `Options`.
+
+    All methods are called from one trio loop; those that are not async must not block. Whatever an offload raises
+    makes QUIC take over: it can slow a transfer down, not break it.
+    """
 
     name: str
 
     def probe(self) -> Capability:
-        """Whether this machine has what it takes; called once, before anything else."""
+        """Whether this machine has what it takes, how far the road reaches and how fast it is; asked once."""
         ...
 
     async def serve(self, source: OffloadSource) -> None:
-        """The holder's side: answer pulls until cancelled."""
+        """The holder's side: answer pulls until cancelled. Called again after it has failed."""
         ...
 
     def export(self, blob: bytes) -> OffloadDescriptor | None:
         """How a reader reaches the blob by this road; None where it cannot be offered now."""
         ...
 
-    async def pull(self, descriptor: OffloadDescriptor, into: Landing) -> int:
-        """The reader's side: bring every missing chunk into `into`; how many bytes were moved.
+    def reach(self, descriptor: OffloadDescriptor) -> Reach:
+        """Whether a holder's descriptor leads anywhere from here, as far as can be told without asking the holder.
 
-        Raises `OffloadUnusable`, `OSError`, or a `WireError`; the chunks that arrived stay.
+        Raises a `WireError` for a descriptor that cannot be read.
+        """
+        ...
+
+    async def pull(self, descriptor: OffloadDescriptor, into: Landing) -> None:
+        """The reader's side: bring every missing chunk into `into`.
+
+        Raises `OffloadUnusable`, `OSError`, or a `WireError`; the chunks that arrived stay. Cancelled when no chunk
+        arrives for a while.
         """
         ...
 
     def health(self) -> Capability:
-        """Whether it works now."""
+        """Whether blobs can be pulled by it now; asked before each use."""
         ...
 
     def close(self) -> None:
@@ -123,17 +150,26 @@ class Offload(Protocol):
         ...
 
 
-def load_offloads(runtime_folder: Path) -> Iterator[Offload]:
-    """Every installed offload that is usable here."""
-    for entry in entry_points(group=ENTRY_POINTS):
+def load_offloads(
+    runtime_folder: Path, names: Collection[str] | None = None, options: Mapping[str, Options] | None = None
+) -> Iterator[Offload]:
+    """Every installed offload that is usable here, of those called `names` (None: all).
+
+    One that is named and cannot be used is logged with the reason: the node runs without it.
+    """
+    found = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    for name in sorted(found if names is None else names):
+        if name not in found:
+            _log.warning("offload_unknown", offload=name, installed=sorted(found))
+            continue
         try:
-            offload: Offload = entry.load()(runtime_folder)
-        except (ImportError, AttributeError, TypeError, OSError) as error:
-            _log.warning("offload_unloadable", offload=entry.name, error=str(error))
+            offload: Offload = found[name].load()(runtime_folder, (options or {}).get(name, {}))
+        except Exception as error:  # noqa: BLE001 a plug-in may raise anything
+            _log.warning("offload_unloadable", offload=name, error=str(error) or repr(error))
             continue
         capability = offload.probe()
         if capability.usable:
             yield offload
         else:
             offload.close()
-            _log.info("offload_unusable", offload=entry.name, reason=capability.reason)
+            _log.warning("offload_unusable", offload=name, reason=capability.reason)

@@ -1,8 +1,8 @@
 """Blobs between nodes: one endpoint that serves a store to ticket holders and fetches from others.
 
 A fetch takes the quickest road the ticket offers: nothing to do where the blob is here, an offload where
-both ends have one, QUIC otherwise and whenever an offload fails. It survives broken connections: chunks
-that arrived stay, and only missing ones are asked for again.
+both ends have one (`offloading.py` chooses), QUIC otherwise and whenever an offload fails. It survives
+broken connections: chunks that arrived stay, and only missing ones are asked for again.
 """
 
 import random
@@ -21,14 +21,15 @@ from ioc_node.bulk.endpoint import Listener
 from ioc_node.bulk.engines import Engine, EngineName, load_engine
 from ioc_node.bulk.fetching import QuicFetch
 from ioc_node.bulk.offload import Landing, Offload, OffloadSource
+from ioc_node.bulk.offloading import Offloads
 from ioc_node.bulk.serving import Serving
 from ioc_node.bulk.tickets import TicketBook
 from ioc_node.bulk.udp import UdpSocket, open_udp
-from ioc_node.errors import NodeError, PeerUnreachable, StorageFull
+from ioc_node.errors import PeerUnreachable
 from ioc_node.runtime.driver import open_background
 from ioc_wire import limits
-from ioc_wire.bulk import Endpoint, OffloadDescriptor, Ticket, format_blob_id
-from ioc_wire.errors import Busy, Closing, Expired, TicketRefused, WireError
+from ioc_wire.bulk import Endpoint, Ticket, format_blob_id
+from ioc_wire.errors import Busy, Closing, Expired, TicketRefused
 from ioc_wire.signed import public_bytes
 
 ATTEMPTS_MAX: Final = 6
@@ -83,15 +84,10 @@ class BulkEndpoint:
         self.counters = BulkCounters()
         self._key = key
         self._engine = engine
-        self._offloads = {offload.name: offload for offload in offloads}
+        self.offloads = Offloads(offloads, self.counters)
         self._fetches = trio.CapacityLimiter(FETCHES_MAX)
         serving = Serving(store, self.tickets, self.counters)
         self._listener = Listener(udp, engine, serving.converse)
-
-    @property
-    def offload_names(self) -> tuple[str, ...]:
-        """Offloads usable here, for this node to advertise."""
-        return tuple(sorted(self._offloads))
 
     @property
     def connections(self) -> int:
@@ -102,28 +98,20 @@ class BulkEndpoint:
         """Answer readers until cancelled."""
         source = OffloadSource(self.store, self.tickets, self.counters)
         async with trio.open_nursery() as nursery:
-            for offload in self._offloads.values():
-                nursery.start_soon(self._serve_offload, offload, source)
+            nursery.start_soon(self.offloads.serve, source)
             nursery.start_soon(self._listener.serve)
-
-    async def _serve_offload(self, offload: Offload, source: OffloadSource) -> None:
-        try:
-            await offload.serve(source)
-        except (NodeError, OSError) as error:
-            _log.warning("offload_stopped", offload=offload.name, error=str(error))
 
     def issue_ticket(
         self, blob: bytes, reader: bytes, *, hosts: Sequence[str], seconds: float = limits.TICKET_SECONDS_MAX
     ) -> Ticket:
         """A ticket for a blob that is here, with the ways to it. Raises `NotFound` or `Busy`."""
-        exported = (offload.export(blob) for offload in self._offloads.values())
         return self.tickets.issue(
             blob,
             reader,
             seconds=seconds,
             size=self.store.size(blob),
             endpoints=tuple(Endpoint(host, self.port) for host in hosts),
-            offloads=tuple(each for each in exported if each is not None),
+            offloads=self.offloads.export(blob),
         )
 
     async def fetch(
@@ -157,33 +145,14 @@ class BulkEndpoint:
         self, landing: Landing, on_progress: OnProgress | None, renew: Renew | None
     ) -> tuple[str, str]:
         await landing.resume()
-        reasons = []
-        for descriptor in landing.ticket.offloads:
-            offload = self._offloads.get(descriptor.name)
-            if offload is None:
-                reasons.append(f"no {descriptor.name} here")
-                continue
-            failure = await self._pull(offload, descriptor, landing)
-            if failure is None:
-                return offload.name, f"{offload.name}: {offload.probe().reason}"
-            reasons.append(f"{descriptor.name} failed: {failure}")
+        brought = await self.offloads.bring(landing, on_progress)
+        if brought.transport is not None:
+            return brought.transport, brought.reason
+        before, began = landing.bytes_present, trio.current_time()
         await self._fetch_quic(landing, on_progress, renew)
-        why = "; ".join(reasons) or "the holder offers no offload"
-        return f"quic/{self.engine}", f"QUIC, because {why}"
-
-    async def _pull(self, offload: Offload, descriptor: OffloadDescriptor, landing: Landing) -> str | None:
-        try:
-            await offload.pull(descriptor, landing)
-        except StorageFull:
-            raise
-        except (NodeError, WireError, OSError) as error:
-            self.counters.offload_fallbacks[offload.name] += 1
-            _log.info("offload_failed", offload=offload.name, error=str(error))
-            return str(error)
-        if landing.partial is None or not landing.partial.complete:
-            self.counters.offload_fallbacks[offload.name] += 1
-            return "it left chunks out"
-        return None
+        moved = landing.bytes_present - before
+        self.offloads.measured_quic(landing.ticket.holder, moved, trio.current_time() - began)
+        return f"quic/{self.engine}", brought.reason
 
     async def _fetch_quic(
         self, landing: Landing, on_progress: OnProgress | None, renew: Renew | None

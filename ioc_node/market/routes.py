@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import msgspec
 import trio
 
+from ioc_node.core.roads import OwnRoad, choose_roads, reach_by_scope
 from ioc_node.errors import PeerUnreachable
 from ioc_node.market.policies import record_of, rtt_reason
 from ioc_node.runtime.links import Link, LinkEndpoint
@@ -120,20 +121,20 @@ def _is_genuine(offer: Offer, unix: float) -> bool:
     return True
 
 
-def transport_to(
-    offer: Offer, *, own_offloads: Collection[str], own_hosts: Collection[str], engine: str
-) -> str:
-    """Which way bytes would take to an offer's provider, and why: an offload that both ends have, else QUIC.
+def transport_to(offer: Offer, *, own: Sequence[OwnRoad], own_hosts: Collection[str], engine: str) -> str:
+    """Which way a large blob would take to an offer's provider, and why: an offload that both ends have, else QUIC.
 
-    `own_hosts` are this node's addresses, which tell whether the provider is on this machine.
+    `own` are this node's offloads as they stand towards that provider; `own_hosts` are this node's addresses, which
+    tell whether the provider is on this machine. Transfers are decided by the same function.
     """
-    common = [name for name in record_of(offer).network.offloads if name in own_offloads]
-    if "shm" in common and offer.provider.host in own_hosts:
-        return "shm (same host)"
-    for name in common:
-        if name != "shm":
-            return f"{name} (both ends have it)"
-    return f"quic/{engine} ({'another host' if common else 'no offload in common'})"
+    same_host = offer.provider.host in own_hosts
+    scopes = {road.name: road.capability.scope for road in own}
+    theirs = {
+        name: reach_by_scope(scopes[name], same_host=same_host)
+        for name in record_of(offer).network.offloads
+        if name in scopes
+    }
+    return choose_roads(own, theirs, size=None).text(engine)
 
 
 def route_text(offer: Offer, transport: str) -> str:

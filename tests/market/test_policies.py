@@ -1,12 +1,14 @@
 """Ranking: reasons in words, ties spread, own leases in mind; and what RTTs take away."""
 
 import contextlib
+from dataclasses import replace
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ioc_node.core.roads import Capability, OwnRoad
 from ioc_node.errors import UsageError
 from ioc_node.market.demand import explain, make_demand
 from ioc_node.market.policies import Context, Outstanding, cost, latency, load_policy, record_of
@@ -106,12 +108,17 @@ def test_unreachable_and_distant_offers_go_with_their_reason() -> None:
 
 def test_routes_name_the_transport_and_why() -> None:
     (offer,) = offers_of(("a", 5, 8, 0))
-    shared = transport_to(offer, own_offloads=("shm",), own_hosts=("127.0.0.1",), engine="qh3")
+    shm = OwnRoad("shm", Capability(True, "same host", scope="host", mb_s=1000))
+    cooling = replace(shm, cooling_seconds=4.0, failure="the other end hung up")
+    near, far = ("127.0.0.1",), ("192.0.2.1",)
+    shared = transport_to(offer, own=(shm,), own_hosts=near, engine="qh3")
     assert route_text(offer, shared) == "RTT not measured; shm (same host)"
-    assert transport_to(offer, own_offloads=("shm",), own_hosts=(), engine="qh3") == "quic/qh3 (another host)"
+    assert transport_to(offer, own=(shm,), own_hosts=far, engine="qh3") == "quic/qh3 (shm: another host)"
     assert (
-        transport_to(offer, own_offloads=(), own_hosts=(), engine="aioquic")
-        == "quic/aioquic (no offload in common)"
+        transport_to(offer, own=(), own_hosts=near, engine="aioquic") == "quic/aioquic (no offload in common)"
+    )
+    assert transport_to(offer, own=(cooling,), own_hosts=near, engine="qh3") == (
+        "quic/qh3 (shm: failed, tried again in 4 s: the other end hung up)"
     )
 
 
