@@ -19,6 +19,7 @@ from ioc_wire import limits
 from ioc_wire.authority import Role
 from ioc_wire.codec import Name, Port, ShortText, UInt
 from ioc_wire.errors import WireError
+from ioc_wire.records import Tflops
 
 CONFIG_NAME: Final = "config.toml"
 NETWORK_NAME: Final = "network.toml"
@@ -45,7 +46,7 @@ class AcceleratorConfig(_Table, frozen=True, kw_only=True):
     count: Annotated[int, msgspec.Meta(ge=1)]
     memory_mib: UInt
     sharing: Literal["exclusive", "shared"] = "exclusive"
-    tflops: dict[str, float] = msgspec.field(default_factory=dict)
+    tflops: Tflops = msgspec.field(default_factory=dict)
 
 
 class ResourceConfig(_Table, frozen=True, kw_only=True):

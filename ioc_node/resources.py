@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ioc_node.collectors.local import LocalMachine
 from ioc_node.config import AcceleratorConfig, ResourceConfig
 from ioc_node.errors import ConfigError
-from ioc_node.market.leases import Capacity, Device
+from ioc_node.market.leases import Capacity, Device, peaks_of
 from ioc_node.runtime.store import Store
 from ioc_wire import limits
 from ioc_wire.cid import Cid, parse_cid
@@ -125,6 +125,7 @@ def _describe(
 
 
 def _accelerator(config: AcceleratorConfig) -> Accelerator:
+    peaks = {name: round(value * 1000) for name, value in config.tflops.items()}
     return Accelerator(
         type=config.type,
         vendor=config.vendor,
@@ -132,14 +133,15 @@ def _accelerator(config: AcceleratorConfig) -> Accelerator:
         count=config.count,
         memory_mib=config.memory_mib,
         sharing=config.sharing,
-        peak=tuple(sorted((name, round(value * 1000)) for name, value in config.tflops.items())),
+        int8_gops=peaks.pop("int8", 0),
+        peak=tuple(sorted(peaks.items())),
     )
 
 
 def _capacity(config: ResourceConfig, description: ResourceRecord) -> Capacity:
     devices = tuple(
-        Device(item.type, item.model, item.memory_mib, shared=item.sharing == "shared")
-        for item in config.accelerators
+        Device(item.type, item.model, item.memory_mib, item.sharing == "shared", peaks_of(item))
+        for item in description.accelerators
         for _ in range(item.count)
     )
     return Capacity(

@@ -154,7 +154,8 @@ def render_found(console: Console, found: api.Found, *, title: str = "", explain
         for rank, (offer, route) in enumerate(zip(offers, found.routes, strict=False), 1):
             facts = offer_facts(offer, route)
             lines = Text(facts["cid"])
-            for line in (*facts["reasons"], facts["route"]):
+            reasons = [reason for reason in facts["reasons"] if not facts["route"].startswith(reason)]
+            for line in (*reasons, facts["route"]):
                 lines.append(f"\n  {line}", style="dim")
             made.add_row(str(rank), lines, f"{facts['free_cores']:g} cores", money_text(offer.price_micro))
         console.print(made)

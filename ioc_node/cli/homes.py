@@ -12,7 +12,6 @@ from rich.console import Console
 from ioc_bootstrap.addresses import parse_address
 from ioc_bootstrap.network import Network, parse_network
 from ioc_node.cli.common import pairs, show, with_home
-from ioc_node.cli.demands import mebibytes
 from ioc_node.cli.networks import found_network
 from ioc_node.config import (
     CONFIG_NAME,
@@ -24,6 +23,7 @@ from ioc_node.config import (
     convert_document,
 )
 from ioc_node.errors import UsageError
+from ioc_node.market.demand import mebibytes
 from ioc_node.runtime.keys import create_key
 from ioc_wire.authority import Role
 from ioc_wire.cid import parse_cid, self_certified_prefix
@@ -129,7 +129,7 @@ def init(
         if cores is not None:
             resource["cores"] = cores
         if memory is not None:
-            resource["memory_mib"] = mebibytes(memory, "--memory")
+            resource["memory_mib"] = mebibytes("--memory", memory)
         resource["price_micro_per_core_hour"] = round(price * 1e6)
         parse_cid(f"ioc:{self_certified_prefix(bytes(32))}/{resource['path']}")
         resources = (convert_document(resource, ResourceConfig, "init"),)

@@ -17,6 +17,7 @@ import msgspec
 
 from ioc_node.errors import NodeError, UsageError
 from ioc_wire.codec import Name, ShortText, UInt
+from ioc_wire.records import Tflops
 
 ENTRY_POINTS: Final = "ioc_node.collectors"
 BUILT_IN: Final = {"inventory": "ioc_node.collectors.inventory:InventoryCollector"}
@@ -48,7 +49,7 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     count: Annotated[int, msgspec.Meta(ge=1, le=DEVICES_MAX)]
     memory_mib: Annotated[int, msgspec.Meta(ge=0, le=MEMORY_MIB_MAX)]
     sharing: Literal["exclusive", "shared"] = "exclusive"
-    tflops: dict[str, float] = msgspec.field(default_factory=dict)
+    tflops: Tflops = msgspec.field(default_factory=dict)
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

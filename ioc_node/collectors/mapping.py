@@ -31,6 +31,7 @@ from ioc_node.collectors.collector import (
     free_fault,
     whole,
 )
+from ioc_wire.records import Tflops
 
 MAPPING_BYTES_MAX: Final = 1 << 20
 _MEMORY: Final = {
@@ -86,7 +87,7 @@ class GpuRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     vendor: str = ""
     type: str = "gpu"
     sharing: str = "exclusive"
-    tflops: dict[str, float] = msgspec.field(default_factory=dict)
+    tflops: Tflops = msgspec.field(default_factory=dict)
 
 
 class ColumnMapping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ioc_node.market.columns import GROUPS_MAX, ZONED, Table, tie_of
 from ioc_node.market.kinds import Mask, Rows, Traits
+from ioc_node.market.leases import is_wanted, peaks_of
 from ioc_node.market.pricing import cores_milli, format_micro
 from ioc_wire.cid import prefix_covers
 from ioc_wire.market import Demand
@@ -204,7 +205,8 @@ def _price(most: int, table: Table) -> Condition:
 class AcceleratorFit:
     """Which rows have the accelerators of a demand, ever and now: whole numbers of thousandths, taken group by group.
 
-    A group serves an item alone, and only whole devices unless it is shared. Precisions are never mixed.
+    A group serves an item alone, and only whole devices unless it is shared. What few groups serve is taken first, then
+    what is large. Precisions are never mixed.
     """
 
     def __init__(self, table: Table, wanted: tuple[AcceleratorDemand, ...]) -> None:
@@ -280,7 +282,8 @@ class AcceleratorFit:
 
     def _take(self, left: npt.NDArray[np.int64], groups: list[list[int]]) -> Mask:
         served: Mask = np.ones(left.shape[1], np.bool_)
-        for item, candidates in zip(self._wanted, groups, strict=True):
+        pairs = zip(self._wanted, groups, strict=True)
+        for item, candidates in sorted(pairs, key=lambda pair: (len(pair[1]), -pair[0].count_milli)):
             taken: Mask = np.zeros(left.shape[1], np.bool_)
             for group in candidates:
                 can = ~taken & (left[group] >= item.count_milli)
@@ -291,14 +294,9 @@ class AcceleratorFit:
 
 
 def _serves(there: Accelerator, item: AcceleratorDemand) -> bool:
-    if there.type != item.type or (item.models and there.model not in item.models):
+    if there.sharing == "exclusive" and item.count_milli % 1000:
         return False
-    if there.memory_mib < item.memory_mib_min or (there.sharing == "exclusive" and item.count_milli % 1000):
-        return False
-    if item.tflops_min <= 0:
-        return True
-    peak = there.int8_gops if item.precision == "int8" else dict(there.peak).get(item.precision, 0)
-    return peak >= item.tflops_min * 1000
+    return is_wanted(there, item, peaks_of(there))
 
 
 def _most(shape: tuple[Accelerator, ...], item: AcceleratorDemand) -> int:

@@ -1,30 +1,35 @@
 """Demands as people write them: `make_demand(accelerators="gpu:h100:8", cores=16, max_rtt_ms=20)`.
 
-The options of `ioc-node find` are these very arguments. Every mistake is a `UsageError` of one line that names the
-option, what it was given and what it takes.
+The options of `ioc-node find` lead here too. Every mistake is a `UsageError` of one line that names the argument, what
+it was given and what it takes.
 """
 
+import math
 import re
 from collections.abc import Sequence
-from typing import Final
+from decimal import Decimal
+from typing import Final, get_args
 
 import msgspec
 
 from ioc_node.errors import UsageError
 from ioc_node.market.expression_fields import check_expression
-from ioc_wire.cid import CLASSES, check_prefix
+from ioc_wire.cid import CLASSES, check_area
 from ioc_wire.errors import BadIdentifier
 from ioc_wire.limits import OFFERS_MAX
 from ioc_wire.market import Demand, OffersFound, Removal
+from ioc_wire.records import Precision
 from ioc_wire.tasks import AcceleratorDemand, Constraints, Resources
 
 _ACCELERATOR: Final = re.compile(
-    r"(?P<type>[a-z][a-z0-9]*)(?::(?P<model>[a-z0-9*][a-z0-9_.+-]*))?:(?P<whole>[0-9]{1,7})(?:\.(?P<decimals>[0-9]{1,3}))?"
+    r"(?P<type>[a-z]+)(?::(?P<models>\*|[a-z][a-z0-9_.+-]*(?:/[a-z][a-z0-9_.+-]*)*))?"
+    r"(?::(?P<whole>[0-9]{1,7})(?:\.(?P<decimals>[0-9]{1,3}))?)?"
 )
-_SIZE: Final = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[kmgt]i?b?)?", re.IGNORECASE)
-_MIB: Final = {"k": 1 / 1024, "m": 1.0, "g": 1024.0, "t": 1024.0 * 1024}
+_SIZE: Final = re.compile(r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?P<unit>[kmgt]i?b?)?", re.IGNORECASE)
+_MIB: Final = {"k": Decimal(1) / 1024, "m": Decimal(1), "g": Decimal(1024), "t": Decimal(1 << 20)}
+_MIB_MAX: Final = 1 << 40
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-PRECISIONS: Final = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "int8")
+PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
 
 
 def make_demand(
@@ -51,12 +56,13 @@ def make_demand(
 ) -> Demand:
     """A demand from friendly values. Raises `UsageError`.
 
-    `accelerators` reads TYPE:COUNT or TYPE:MODEL:COUNT, the count with up to three decimals (`gpu:a100:0.5` is half a
-    shared device); several items are wanted together. Sizes are MiB, or text such as `16GiB`; `duration` is seconds,
-    or text such as `90m`. `within` and `avoid` are prefixes (`cn.r3301`) or beginnings of identifiers
-    (`ioc:cn.r3301.20004/ai`). `max_price` is currency per core-hour. `where` is an expression, as
-    `tflops.fp16 >= 100 and not city in (3301, 3302)`; `ioc_node.market.expression_fields` has the fields. `gang`
-    hosts are wanted together: so many, or none.
+    `accelerators` reads TYPE, TYPE:COUNT or TYPE:MODEL:COUNT, the count with up to three decimals (`gpu:a100:0.5` is
+    half a shared device), several models with a slash between them (`gpu:a100/h100:8`); several items are wanted
+    together. Each of their devices has `accelerator_memory` and, in `precision`, `min_tflops` at least. Sizes are MiB,
+    or text such as `16GiB`; `duration` is seconds, or text such as `90m`. `within` and `avoid` are prefixes
+    (`cn.r3301`) or beginnings of identifiers (`ioc:cn.r3301.20004/ai`). `max_price` is currency per core-hour. `where`
+    is an expression, as `tflops.fp16 >= 100 and not city in (3301, 3302)`; `ioc_node.market.expression_fields` has the
+    fields. `gang` hosts are wanted together: so many, or none.
     """
     _check_range("cores", cores, 0.001, 65536)
     _check_range("gang", gang, 1, OFFERS_MAX)
@@ -87,7 +93,10 @@ def make_demand(
         where=where,
     )
     resources = Resources(
-        cores=cores, memory_mib=_mib("memory", memory), disk_mib=_mib("disk", disk), accelerators=items
+        cores=cores,
+        memory_mib=mebibytes("memory", memory),
+        disk_mib=mebibytes("disk", disk),
+        accelerators=items,
     )
     demand = Demand(
         resources=resources,
@@ -131,7 +140,7 @@ def _accelerator(text: str, memory: int | str, precision: str, min_tflops: float
         raise UsageError(
             f"accelerators: {text!r} does not read TYPE:COUNT or TYPE:MODEL:COUNT, as gpu:h100:8 or gpu:0.5"
         )
-    count_milli = int(match["whole"]) * 1000 + int((match["decimals"] or "").ljust(3, "0"))
+    count_milli = int(match["whole"] or 1) * 1000 + int((match["decimals"] or "").ljust(3, "0"))
     if not 0 < count_milli <= 1_000_000_000:
         raise UsageError(f"accelerators: {text!r}: the count is not between 0.001 and 1000000")
     if precision and precision not in PRECISIONS:
@@ -139,33 +148,39 @@ def _accelerator(text: str, memory: int | str, precision: str, min_tflops: float
     if min_tflops and not precision:
         raise UsageError("min-tflops: say of which precision, they are not comparable")
     _check_range("min-tflops", min_tflops, 0, 1e9)
-    model = match["model"]
+    models = match["models"] or "*"
     return AcceleratorDemand(
         type=match["type"],
-        models=(model,) if model and model != "*" else (),
+        models=() if models == "*" else tuple(models.split("/")),
         count_milli=count_milli,
-        memory_mib_min=_mib("accelerator-memory", memory),
+        memory_mib_min=mebibytes("accelerator-memory", memory),
         precision=precision,
         tflops_min=float(min_tflops),
     )
 
 
-def _mib(name: str, value: int | str) -> int:
-    if isinstance(value, str):
-        match = _SIZE.fullmatch(value.strip())
-        if match is None:
-            raise UsageError(f"{name}: {value!r} is no size such as 512, 512MiB or 16GiB")
-        unit = (match["unit"] or "m")[0].lower()
-        value = int(float(match["number"]) * _MIB[unit] + 0.999_999)
-    if not 0 <= value <= 1 << 40:
-        raise UsageError(f"{name}: {value} MiB is not between 0 and {1 << 40}")
-    return value
+def mebibytes(name: str, value: int | str) -> int:
+    """`8GiB`, `512M` or `512` (MiB) as MiB, rounded up. Raises `UsageError` that begins with `name`."""
+    exact = Decimal(value) if isinstance(value, int) else _read_size(name, value)
+    if not 0 <= exact <= _MIB_MAX:
+        raise UsageError(f"{name}: {value} MiB is not between 0 and {_MIB_MAX}")
+    return math.ceil(exact)
+
+
+def _read_size(name: str, text: str) -> Decimal:
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{name}: {text!r} is no size such as 512, 512MiB or 16GiB")
+    exact = Decimal(match["number"]) * _MIB[(match["unit"] or "m")[0].lower()]
+    if exact > _MIB_MAX:
+        raise UsageError(f"{name}: {text!r} is more than 1 EiB")
+    return exact
 
 
 def _seconds(name: str, value: int | str) -> int:
     if isinstance(value, str):
         number, unit = (value[:-1], value[-1:]) if value[-1:] in _SECONDS else (value, "s")
-        if not number.isdecimal():
+        if not number.isdecimal() or len(number) > 9:
             raise UsageError(f"{name}: {value!r} is no duration such as 90, 90s, 15m, 2h or 1d")
         value = int(number) * _SECONDS[unit]
     if not 1 <= value <= 30 * 86400:
@@ -174,9 +189,7 @@ def _seconds(name: str, value: int | str) -> int:
 
 
 def _place(name: str, text: str) -> str:
-    if text.startswith("ioc:"):
-        return text.rstrip("/")
     try:
-        return check_prefix(text)
+        return check_area(text.rstrip("/"))
     except BadIdentifier as error:
         raise UsageError(f"{name}: {error.detail}, nor the beginning of an identifier (ioc:…)") from None

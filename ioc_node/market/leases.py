@@ -9,7 +9,7 @@ fraction of a device is never promised where only pieces of several are left.
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -19,6 +19,7 @@ from ioc_node.runtime.store import Store
 from ioc_wire.codec import decode, encode
 from ioc_wire.errors import Busy, LeaseEnded, LeaseRefused, LeaseTaken, NotOwner
 from ioc_wire.market import Lease, ReserveLease
+from ioc_wire.records import Accelerator
 from ioc_wire.signed import Signed, sign
 from ioc_wire.tasks import AcceleratorDemand
 
@@ -48,6 +49,8 @@ class Device:
     model: str
     memory_mib: int
     shared: bool = False
+    peaks: tuple[tuple[str, int], ...] = ()
+    """Billions of operations per second by precision."""
 
 
 @dataclass(frozen=True)
@@ -328,34 +331,43 @@ def check_possible(request: ReserveLease, capacity: Capacity) -> None:
 
 
 def choose_devices(
-    demands: Iterable[AcceleratorDemand], devices: tuple[Device, ...], free: tuple[int, ...]
+    demands: Sequence[AcceleratorDemand], devices: tuple[Device, ...], free: tuple[int, ...]
 ) -> tuple[int, ...] | None:
     """Thousandths of each device that serve all demands, or None where the free ones do not.
 
     Whole devices take idle ones; a fraction takes the fullest shared device that still has room, so that the
-    emptiest stay whole.
+    emptiest stay whole. What few devices serve is chosen first, then what is large.
     """
     left = list(free)
-    for demand in demands:
+    fitting = [
+        [number for number, device in enumerate(devices) if is_wanted(device, demand, device.peaks)]
+        for demand in demands
+    ]
+    pairs = zip(demands, fitting, strict=True)
+    for demand, fits in sorted(pairs, key=lambda pair: (len(pair[1]), -pair[0].count_milli)):
         whole_devices, fraction = divmod(demand.count_milli, MILLI)
         if whole_devices > len(devices):
             return None
         for part, count in ((MILLI, whole_devices), (fraction, 1 if fraction else 0)):
             for _ in range(count):
-                found = [
-                    number
-                    for number, device in enumerate(devices)
-                    if _serves(device, demand) and left[number] >= part and (device.shared or part == MILLI)
-                ]
+                found = [n for n in fits if left[n] >= part and (devices[n].shared or part == MILLI)]
                 if not found:
                     return None
                 left[min(found, key=lambda number: left[number])] -= part
     return tuple(before - after for before, after in zip(free, left, strict=True))
 
 
-def _serves(device: Device, demand: AcceleratorDemand) -> bool:
-    return (
-        device.type == demand.type
-        and (not demand.models or device.model in demand.models)
-        and device.memory_mib >= demand.memory_mib_min
-    )
+def peaks_of(group: Accelerator) -> tuple[tuple[str, int], ...]:
+    """What one device of a group does at its peak, by precision; these are never added together."""
+    return (*group.peak, *((("int8", group.int8_gops),) if group.int8_gops else ()))
+
+
+def is_wanted(
+    there: Device | Accelerator, demand: AcceleratorDemand, peaks: Iterable[tuple[str, int]]
+) -> bool:
+    """Whether one device is of the kind that is asked for: type, model (case does not count), memory, peak rate."""
+    if there.type != demand.type or there.memory_mib < demand.memory_mib_min:
+        return False
+    if demand.models and there.model.lower() not in {model.lower() for model in demand.models}:
+        return False
+    return demand.tflops_min <= 0 or dict(peaks).get(demand.precision, 0) >= demand.tflops_min * 1000

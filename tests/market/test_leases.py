@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from ioc_node.errors import StorageFull
-from ioc_node.market.leases import Capacity, Device, LeaseBook, whole
+from ioc_node.market.leases import Capacity, Device, LeaseBook, choose_devices, whole
 from ioc_node.runtime.store import Store, open_store
 from ioc_wire.errors import Busy, LeaseEnded, LeaseRefused, LeaseTaken, NotOwner, WireError
 from ioc_wire.market import Demand, Lease, ReserveLease
@@ -115,6 +115,18 @@ def test_a_fraction_of_a_device_is_never_pieced_together(book: LeaseBook) -> Non
     granted(book, ask(task=3, gpus=(AcceleratorDemand(count_milli=1000, models=("l4",)),)))
     with pytest.raises(Busy):
         book.reserve(ask(task=4, gpus=(part,)), ALICE, 0)
+
+
+def test_a_device_is_chosen_by_its_peak_and_left_to_who_needs_it() -> None:
+    slow = Device("gpu", "L4", 24576, peaks=(("fp16", 121_000),))
+    fast = Device("gpu", "H100", 81920, peaks=(("fp16", 989_000), ("fp64", 34_000)))
+    quick = AcceleratorDemand(precision="fp16", tflops_min=900)
+    anyone = AcceleratorDemand()
+    assert choose_devices((quick,), (slow, fast), (1000, 1000)) == (0, 1000)
+    assert choose_devices((anyone, quick), (fast, slow), (1000, 1000)) == (1000, 1000)
+    assert choose_devices((AcceleratorDemand(models=("h100",)),), (slow, fast), (1000, 1000)) == (0, 1000)
+    double = AcceleratorDemand(precision="fp64", tflops_min=100)
+    assert choose_devices((double,), (slow, fast), (1000, 1000)) is None
 
 
 def test_exactly_one_order_accepts(book: LeaseBook) -> None:

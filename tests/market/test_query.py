@@ -140,10 +140,22 @@ def test_accelerators_are_counted_exactly_and_precisions_never_mixed() -> None:
     both = ask(engine, accelerators=["gpu:h100:2", "gpu:h100:0.4"])
     assert names(both) == ["ai/3301/az1/two"]
     assert not ask(engine, accelerators=["gpu:h100:2", "gpu:h100:0.401"]).offers
+    assert names(ask(engine, accelerators=["gpu:h100:0.4", "gpu:H100:2"])) == ["ai/3301/az1/two"]
+    assert len(ask(engine, accelerators="gpu:a100/h100:1").offers) == 3
     assert names(ask(engine, accelerators="gpu:8", precision="fp16", min_tflops=900)) == ["ai/3301/az1/full"]
     assert not ask(engine, accelerators="gpu:8", precision="fp64", min_tflops=900).offers
     assert not ask(engine, accelerators="gpu:8", precision="fp8", min_tflops=1).offers
     assert not ask(engine, accelerators="gpu:1", accelerator_memory="96GiB").offers
+
+
+def test_what_one_group_alone_can_serve_is_not_taken_by_others() -> None:
+    one = Provider("one")
+    mixed = (h100(1), Accelerator("gpu", "nvidia", "L4", 1, 24576))
+    one.put("ai/3301/az1/mixed", accelerators=mixed, free=(1000, 1000))
+    engine = make_engine(one)
+    for wanted in (["gpu:1", "gpu:h100:1"], ["gpu:h100:1", "gpu:1"], ["gpu:1", "gpu:l4:1"]):
+        assert names(ask(engine, accelerators=wanted)) == ["ai/3301/az1/mixed"]
+    assert not ask(engine, accelerators=["gpu:1", "gpu:l4:1", "gpu:1"]).offers
 
 
 def test_silent_and_expired_providers_are_not_offered() -> None:

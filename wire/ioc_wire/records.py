@@ -45,6 +45,11 @@ class Cpu(Message, frozen=True):
     threads: UInt
 
 
+Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "int8"]
+Tflops = dict[Precision, Annotated[float, msgspec.Meta(ge=0, le=1e9)]]
+"""Peak of one device by precision as people write it; of int8 it is TOPS."""
+
+
 class Accelerator(Message, frozen=True):
     """A group of equal devices. `peak` pairs a precision (`fp64`, `fp32`, `tf32`, `bf16`, `fp16`, `fp8`) with
     billions of operations per second of one device (TFLOPS times 1,000)."""

@@ -66,7 +66,8 @@ class Output(Document, frozen=True):
 
 
 class AcceleratorDemand(Document, frozen=True):
-    """`count_milli` thousandths of a device of one of `models` (any where empty), each with so much memory."""
+    """`count_milli` thousandths of a device of one of `models` (any where empty; case does not count), each with so
+    much memory and, where `tflops_min` is above 0, such a peak rate in `precision`."""
 
     type: Name = "gpu"
     models: tuple[Name, ...] = ()
