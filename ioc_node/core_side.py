@@ -1,6 +1,7 @@
 """What a core node does more than others: it gossips, holds the catalogue, and answers demand queries."""
 
 import time
+from itertools import islice
 from typing import Final
 
 import trio
@@ -12,7 +13,7 @@ from ioc_node.forwarding import Forwarding
 from ioc_node.identity import Identity, advertised_host
 from ioc_node.market.query import QueryEngine
 from ioc_node.runtime.catalogue_store import CatalogueShelf
-from ioc_node.runtime.gossip import make_gossip
+from ioc_node.runtime.gossip import fork_text, make_gossip, name_of
 from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.links import Link, LinkEndpoint
 from ioc_node.runtime.membership import CoreMembership
@@ -20,6 +21,7 @@ from ioc_node.runtime.pauses import run_with_pauses
 from ioc_wire.market import Contact, FindOffers, OffersFound
 
 OVERVIEW_SECONDS: Final = 3.0
+WARNINGS_MAX: Final = 8
 
 
 class CoreSide:
@@ -58,6 +60,20 @@ class CoreSide:
     def digest(self) -> bytes:
         """Equal on two core nodes that hold the same."""
         return self.gossip.catalogue.digest()
+
+    @property
+    def warnings(self) -> tuple[api.Warned, ...]:
+        """What an operator should know: providers in quarantine, the first few."""
+        catalogue = self.gossip.catalogue
+        replicas = map(catalogue.replica, catalogue.providers())
+        forked = (replica for replica in replicas if replica is not None and replica.fork is not None)
+        return tuple(
+            api.Warned(
+                f"provider {name_of(replica.provider)}",
+                f"quarantined, it signed two heads: {fork_text(replica)}",
+            )
+            for replica in islice(forked, WARNINGS_MAX)
+        )
 
     def register(self, handlers: Handlers) -> None:
         """Answer gossip and demand queries; before links are opened."""

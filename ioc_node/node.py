@@ -261,7 +261,8 @@ class Node:
         )
 
     def _warnings(self) -> tuple[api.Warned, ...]:
-        own = self.provider.warnings if self.provider is not None else ()
+        side = self.provider or self.core
+        own = side.warnings if side is not None else ()
         said = (
             ("revoked", self.revocations.own_fault or self.links.revoked_elsewhere()),
             ("delegation", self.identity.ends_soon(now=time.time())),

@@ -175,13 +175,9 @@ class Catalogue:
         if replica is not None and (replica.fork is not None or self._is_known(replica, news.head, name)):
             return Standing.KNOWN
         head, grant = self._check(news, unix)
+        replica = replica or self._new_replica(provider, grant)
         if replica is None:
-            replica = Replica(provider, grant)
-            if not self.interests.wants(provider, replica.prefix):
-                return Standing.UNWANTED
-            if len(self._replicas) >= self.bounds.providers_max:
-                raise OverQuota(f"{self.bounds.providers_max} providers are known here")
-            self._replicas[provider] = replica
+            return Standing.UNWANTED
         seen = Seen(news, head, name)
         for other in (replica.announced, replica.held):
             if other is not None and other.head.seq == head.seq and other.hash != name:
@@ -194,6 +190,43 @@ class Catalogue:
             self._digests.clear()
             return Standing.HELD
         return Standing.LAGGING
+
+    def consider_fork(self, pair: Sequence[HeadNews], *, unix: float) -> Standing | None:
+        """Two heads of one provider that came together. If they have one seq they prove a fork, also where a newer head
+        is known by now, or where one of them has expired. None where they prove nothing. Raises why one is refused.
+        """
+        provider = pair[0].head.key
+        replica = self._replicas.get(provider)
+        if replica is not None and replica.fork is not None:
+            return Standing.KNOWN
+        heads = [verify(one.head, Head) for one in pair]
+        names = [head_hash(one.head) for one in pair]
+        if heads[0].seq != heads[1].seq or names[0] == names[1]:
+            return None
+        known = replica.announced.news.chain if replica is not None and replica.announced is not None else ()
+        chain = pair[0].chain or pair[1].chain or known
+        both = [
+            Seen(HeadNews(one.head, chain, one.contact), head, name)
+            for one, head, name in zip(pair, heads, names, strict=True)
+        ]
+        first, last = sorted(both, key=lambda seen: (seen.head.expires, seen.hash))
+        self._check(first.news, min(unix, first.head.expires))
+        _, grant = self._check(last.news, unix)
+        replica = replica or self._new_replica(provider, grant)
+        if replica is None:
+            return Standing.UNWANTED
+        self._quarantine(replica, first, last)
+        return Standing.FORKED
+
+    def _new_replica(self, provider: bytes, grant: Grant | None) -> Replica | None:
+        """None where it is not replicated here. Raises `OverQuota`."""
+        replica = Replica(provider, grant)
+        if not self.interests.wants(provider, replica.prefix):
+            return None
+        if len(self._replicas) >= self.bounds.providers_max:
+            raise OverQuota(f"{self.bounds.providers_max} providers are known here")
+        self._replicas[provider] = replica
+        return replica
 
     def _is_known(self, replica: Replica, signed: Signed, name: bytes) -> bool:
         return any(seen is not None and seen.hash == name for seen in (replica.announced, replica.held))
@@ -223,7 +256,7 @@ class Catalogue:
 
     def _quarantine(self, replica: Replica, first: Seen, second: Seen) -> None:
         self._forget_entries(replica)
-        replica.fork = (first, second)
+        replica.fork, replica.announced = (first, second), second
 
     # -- entries
 
@@ -355,9 +388,11 @@ class Catalogue:
             raise WrongRoot("no head is stored")
         provider = news[0].head.key
         try:
-            for one in news:
-                self.consider(one, unix=unix)
-            return Applied() if len(news) > 1 else self.apply(provider, news[0].head, entries, unix=unix)
+            if len(news) > 1:
+                self.consider_fork(news, unix=unix)
+                return Applied()
+            self.consider(news[0], unix=unix)
+            return self.apply(provider, news[0].head, entries, unix=unix)
         except WireError:
             self.drop(provider)
             raise

@@ -53,7 +53,7 @@ from ioc_node.core.gossip_events import (
 )
 from ioc_node.core.lagging import Lagging
 from ioc_node.core.mesh import Mesh, Peer
-from ioc_node.core.packing import pack_news, pack_statuses, tells_news
+from ioc_node.core.packing import by_provider, pack_news, pack_statuses, tells_news
 from ioc_node.core.steps import run_through
 from ioc_wire import limits
 from ioc_wire.errors import Forked, NotFound, WireError, WrongRoot
@@ -108,7 +108,7 @@ class Gossip:
             case LinkDown(peer):
                 self._on_link_down(peer, now)
             case NewsReceived(peer, news):
-                for one in news:
+                for one in by_provider(news):
                     self._on_news(peer, one, now)
             case StatusReceived(peer, batches):
                 self._on_status(peer, batches, now)
@@ -223,14 +223,22 @@ class Gossip:
 
     # -- heads
 
-    def _on_news(self, peer: bytes | None, news: HeadNews, now: float) -> None:
+    def _on_news(self, peer: bytes | None, told: Sequence[HeadNews], now: float) -> None:
+        news, unix = told[0], now + self._unix_offset
         provider = news.head.key
+        standing: Standing | None
         try:
-            standing = self.catalogue.consider(news, unix=now + self._unix_offset)
+            if len(told) > 1:
+                standing = self.catalogue.consider_fork(told, unix=unix)
+            else:
+                standing = self.catalogue.consider(news, unix=unix)
         except WireError as error:
             self._effects.append(Refuse(peer, provider, "head", error))
             return
-        if standing is Standing.HELD:
+        if standing is None:
+            for one in told:
+                self._on_news(peer, (one,), now)
+        elif standing is Standing.HELD:
             self._effects.append(Persist(provider))
             self._spread_heads(peer, provider, now)
         elif standing is Standing.FORKED:

@@ -1,6 +1,6 @@
 """Heads and status in messages that fit into a frame, and which of two head rows tells something new."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from ioc_node.core.catalogue import Catalogue
@@ -20,6 +20,33 @@ def tells_news(row: HeadRow, other: HeadRow | None) -> bool:
     if FORKED in (row.head, other.head):
         return row.head != other.head and row.head == FORKED
     return row.seq > other.seq or (row.seq == other.seq and row.head != other.head)
+
+
+def by_provider(news: Iterable[HeadNews]) -> Iterator[tuple[HeadNews, ...]]:
+    """News one by one; two at a time where one of the same provider follows, as in the proof of a fork."""
+    held: HeadNews | None = None
+    for one in news:
+        if held is not None and held.head.key == one.head.key:
+            yield (held, one)
+            held = None
+            continue
+        if held is not None:
+            yield (held,)
+        held = one
+    if held is not None:
+        yield (held,)
+
+
+def in_steps(news: Iterable[HeadNews], step: int) -> Iterator[tuple[HeadNews, ...]]:
+    """News in tuples of at most `step`; a pair stays together."""
+    gathered: list[HeadNews] = []
+    for some in by_provider(news):
+        if len(gathered) + len(some) > step:
+            yield tuple(gathered)
+            gathered = []
+        gathered += some
+    if gathered:
+        yield tuple(gathered)
 
 
 def pack_statuses(batches: Iterable[Signed]) -> list[StatusAnnounced]:
@@ -50,6 +77,5 @@ def pack_news(
         news.extend(replica.news())
         if replica.status_seq != status_seqs.get(provider):
             statuses.extend(held.signed for held in replica.statuses.values())
-    step = limits.NEWS_MAX // 2
-    pages = [HeadsPage(news=tuple(news[start : start + step])) for start in range(0, len(news), step)]
+    pages = [HeadsPage(news=some) for some in in_steps(news, limits.NEWS_MAX // 2)]
     return pages + [HeadsPage(statuses=message.batches) for message in pack_statuses(statuses)]

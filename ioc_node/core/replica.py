@@ -127,8 +127,8 @@ class Replica:
         return (self.held.news,) if self.held is not None else ()
 
     def ends(self) -> float:
-        """When nothing of this provider counts any more (seconds since 1970)."""
-        seen = [seen for seen in (self.announced, self.held, *(self.fork or ())) if seen is not None]
+        """When nothing of this provider counts any more (seconds since 1970); after a fork: both of its heads."""
+        seen = [seen for seen in self.fork or (self.announced, self.held) if seen is not None]
         last = max((one.head.expires for one in seen), default=0)
         return min(last, self.grant.not_after) if self.grant is not None else last
 

@@ -147,10 +147,11 @@ class CatalogueShelf:
     async def _restore(
         self, catalogue: Catalogue, provider: bytes, news: list[HeadNews], unix: float
     ) -> None:
-        for one in news:
-            catalogue.consider(one, unix=unix)
         if len(news) != 1:
+            if news:
+                catalogue.consider_fork(news, unix=unix)
             return
+        catalogue.consider(news[0], unix=unix)
         intake = catalogue.begin(provider, stored=True)
         count = catalogue.slots_announced(provider)
         for start in range(0, count, BATCH_ENTRIES):

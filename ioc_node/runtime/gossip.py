@@ -5,6 +5,7 @@ nodes alone. All of it is verified by the machine besides. What takes time (fetc
 of the nursery that `run` keeps; the machine itself never waits.
 """
 
+import datetime
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -19,8 +20,9 @@ from ioc_node.core.chance import Chance
 from ioc_node.core.entry_book import EntryBook
 from ioc_node.core.gossip import COMPARE_SECONDS, Gossip
 from ioc_node.core.interest import EVERYTHING, Interest
-from ioc_node.core.packing import pack_news
+from ioc_node.core.packing import in_steps, pack_news
 from ioc_node.core.rates import RateTable
+from ioc_node.core.replica import Replica
 from ioc_node.core.trust import Trust
 from ioc_node.errors import PeerUnreachable, StorageFull
 from ioc_node.runtime.driver import open_background
@@ -31,6 +33,7 @@ from ioc_node.runtime.links import Link, LinkEndpoint
 from ioc_node.runtime.outbox import Outbox
 from ioc_node.runtime.pauses import run_with_pauses
 from ioc_wire import gossip as wire
+from ioc_wire import limits
 from ioc_wire.authority import CORE_ROLES
 from ioc_wire.errors import (
     Busy,
@@ -82,6 +85,12 @@ class Shelf(EntryBook, Protocol):
 def name_of(key: bytes) -> str:
     """Short text for log lines."""
     return format_node_id(node_id_of(key))[:11]
+
+
+def fork_text(replica: Replica) -> str:
+    """For an operator: `head 1790000000; nothing of this provider is offered before 2026-11-27 04:10 UTC`."""
+    over = datetime.datetime.fromtimestamp(replica.ends() + limits.CLOCK_SKEW_SECONDS, datetime.UTC)
+    return f"head {replica.seq}; nothing of this provider is offered before {over:%Y-%m-%d %H:%M} UTC"
 
 
 def is_core(link: Link) -> bool:
@@ -330,7 +339,7 @@ class CoreGossip:
             if replica is None:
                 raise NotFound("the head was not taken in")
             if replica.fork is not None:
-                raise Forked(f"head {replica.seq}")
+                raise Forked(fork_text(replica))
             if not replica.lagging:
                 return wire.Published(replica.held_seq)
             if not self.machine.wants(key):
@@ -368,8 +377,8 @@ class CoreGossip:
 
     async def _hear(self, peer: bytes, news: tuple[wire.HeadNews, ...], statuses: tuple[Signed, ...]) -> None:
         """Take in heads and status, a few at a time: a signature is checked for each, a batch has a thousand rows."""
-        for start in range(0, len(news), HEADS_STEP):
-            self.feed(ev.NewsReceived(peer, news[start : start + HEADS_STEP]))
+        for some in in_steps(news, HEADS_STEP):
+            self.feed(ev.NewsReceived(peer, some))
             await trio.lowlevel.checkpoint()
         for batch in statuses:
             self.feed(ev.StatusReceived(peer, (batch,)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from ioc_node.core.catalogue import Catalogue
+from ioc_node.core.catalogue import Catalogue, Standing
 from ioc_node.core.steps import run_through
 from ioc_node.errors import StorageFull
 from ioc_node.runtime.catalogue_store import open_catalogue
@@ -64,6 +64,38 @@ async def test_a_killed_core_node_reopens_with_heads_that_fit_their_entries(tmp_
             assert len(seqs) == 2
             assert seqs[0] == seqs[1]
             assert seqs[0] >= UNIX + saved
+
+
+async def test_a_fork_is_remembered_over_a_restart(tmp_path: Path) -> None:
+    alice, twin, bob = Provider("alice", 20001), Provider("alice", 20001), Provider("bob", 20002)
+    for provider in (alice, twin, bob):
+        provider.put("h1")
+    twin.put("h2")
+    both = (alice.news(), twin.news())
+    with open_catalogue(tmp_path / "catalogue.db") as shelf:
+        catalogue = Catalogue(certified(), book=shelf)
+        for provider in (alice, bob):
+            catalogue.consider(provider.news(), unix=UNIX)
+            catalogue.apply(provider.public, provider.news().head, provider.own.entries_after(0), unix=UNIX)
+        replicas = [catalogue.replica(provider.public) for provider in (alice, bob)]
+        await shelf.save({one.provider: one.news() for one in replicas if one is not None})
+        assert catalogue.consider(both[1], unix=UNIX) is Standing.FORKED
+        digest = catalogue.digest()
+        forked = catalogue.replica(alice.public)
+        assert forked is not None
+        await shelf.save({alice.public: forked.news()})
+    with open_catalogue(tmp_path / "catalogue.db") as shelf:
+        again = Catalogue(certified(), book=shelf)
+        await shelf.load(again, unix=UNIX + 60)
+        assert again.digest() == digest
+        assert again.find(alice.cid("h1")) is None
+        assert again.find(bob.cid("h1")) is not None
+        alice.put("h3")
+        assert again.consider(alice.news(UNIX + 60), unix=UNIX + 60) is Standing.KNOWN
+        over = UNIX + 7 * 3600
+        assert alice.public in again.expire(unix=over)
+        await shelf.save({alice.public: ()})
+        assert again.consider(alice.news(over), unix=over) is Standing.LAGGING
 
 
 async def test_a_full_disk_loses_nothing_that_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
