@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SYSTEM_PACKAGES := bubblewrap clang lld wasi-libc libclang-rt-14-dev-wasm32 nodejs
+SYSTEM_PACKAGES := bubblewrap clang lld wasi-libc libclang-rt-14-dev-wasm32 nodejs munge slurm-client slurmctld slurmd
 BENCHES := dht bulk dispatch idle catalogue
 ARGS ?=
 PYTHON ?=
@@ -84,7 +84,8 @@ constraints:
 	@mv constraints.txt.new constraints.txt
 	@rm -rf out/constraints-venv
 
-# For the process executor (bubblewrap) and the test that rebuilds the example programs. Only what is missing, only as root.
+# For the process executor (bubblewrap), the test that rebuilds the example programs, and the cluster that the Slurm tests start.
+# Only what is missing, only as root.
 system-packages:
 	@if ! command -v apt-get >/dev/null 2>&1; then echo "system-packages: no apt-get here, nothing done"; exit 0; fi; \
 	missing=""; \

@@ -1,10 +1,13 @@
 """Collectors at work: what they find becomes resources of this provider, again and again.
 
 A collector that fails leaves its hosts registered; after `FAILURES_MAX` failures in a row they are not offered any
-more, until it answers again. Collected hosts offer none of this machine's runtimes and take no leases here.
+more, until it answers again. Collected hosts offer none of this machine's runtimes and take no leases here. Collectors
+may be code of others: whatever one raises or returns costs nothing but its own hosts. The same trouble is logged once,
+and `warnings` tells it for as long as it lasts.
 """
 
 import math
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,14 +16,18 @@ import msgspec
 import structlog
 import trio
 
-from ioc_node.api import AddCollector, CollectorAdded
+from ioc_node.api import AddCollector, CollectorAdded, Warned
 from ioc_node.collectors.collector import (
+    HOSTS_MAX,
     Collected,
     CollectedHost,
     Collector,
+    CollectorFailed,
     Free,
     Host,
     RefusedRow,
+    check_host,
+    free_fault,
     load_collector,
 )
 from ioc_node.collectors.local import LocalMachine
@@ -37,6 +44,26 @@ REFUSED_LOGGED_MAX: Final = 20
 _log = structlog.get_logger()
 
 
+@dataclass(slots=True, eq=False)
+class AtWork:
+    """One collector, and what is wrong with it now: why it fails, and what it left out."""
+
+    config: CollectorConfig
+    collector: Collector
+    failures: int = 0
+    failure: str = ""
+    left_out: tuple[str, ...] = ()
+
+    def warning(self) -> str:
+        """For people; empty where all is well."""
+        if self.failures >= FAILURES_MAX:
+            return f"{self.failure}; its hosts are not offered until it answers again"
+        if self.failure or not self.left_out:
+            return self.failure
+        more = f", and {len(self.left_out) - 1} more" if len(self.left_out) > 1 else ""
+        return f"left out: {self.left_out[0]}{more}"
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
     """What one look of a collector came to."""
@@ -47,11 +74,11 @@ class Round:
 
 def plan_host(host: Host, *, prefix: str, endpoint: Endpoint) -> Resource:
     """The resource of a collected host. Raises `ConfigError`."""
-    document = msgspec.to_builtins(host)
-    architecture, cpu_model = document.pop("architecture"), document.pop("cpu_model")
     try:
+        document = msgspec.to_builtins(check_host(host))
+        architecture, cpu_model = document.pop("architecture"), document.pop("cpu_model")
         config = msgspec.convert(document, ResourceConfig)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, TypeError) as error:
         raise ConfigError(str(error)) from None
     machine = LocalMachine(architecture, cpu_model, host.cores, host.memory_mib, host.storage_mib)
     (resource,) = plan_resources(
@@ -61,11 +88,11 @@ def plan_host(host: Host, *, prefix: str, endpoint: Endpoint) -> Resource:
 
 
 class Collecting:
-    """The collectors of one provider. Raises `ConfigError` for one that cannot be used."""
+    """The collectors of one provider. Raises `BadCollector` for one that cannot be used."""
 
     def __init__(self, config: NodeConfig, registrar: Registrar, *, prefix: str, endpoint: Endpoint) -> None:
-        self._collectors = [
-            (each, load_collector(each.name, each.options, config.home)) for each in config.collectors
+        self.at_work = [
+            AtWork(each, load_collector(each.name, each.options, config.home)) for each in config.collectors
         ]
         self._folder = config.home
         self._nursery: trio.Nursery | None = None
@@ -77,9 +104,14 @@ class Collecting:
         """Look again and again, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            for config, collector in self._collectors:
-                nursery.start_soon(self._keep_looking, config, collector)
+            for work in self.at_work:
+                nursery.start_soon(self._keep_looking, work)
             await trio.sleep_forever()
+
+    def warnings(self) -> tuple[Warned, ...]:
+        """Which collectors fail or leave something out, and why."""
+        said = ((work.config.name, work.warning()) for work in self.at_work)
+        return tuple(Warned(f"collector {name}", text) for name, text in said if text)
 
     async def add(self, message: AddCollector) -> CollectorAdded:
         """One more, from now on. Raises `BadCollector`, or what its first look raises."""
@@ -92,14 +124,14 @@ class Collecting:
         config = CollectorConfig(
             name=message.name, interval_seconds=message.interval_seconds, options=options
         )
-        if len(self._collectors) >= COLLECTORS_MAX:
+        if len(self.at_work) >= COLLECTORS_MAX:
             raise UsageError(f"{COLLECTORS_MAX} collectors are at work already")
-        if any(each.key == config.key for each, _ in self._collectors):
+        if any(each.config.key == config.key for each in self.at_work):
             raise UsageError("this collector is at work already")
-        collector = load_collector(config.name, config.options, self._folder)
-        looked = await self.look(config, collector)
-        self._collectors.append((config, collector))
-        self._nursery.start_soon(self._keep_looking, config, collector)
+        work = AtWork(config, load_collector(config.name, config.options, self._folder))
+        looked = await self.look(work)
+        self.at_work.append(work)
+        self._nursery.start_soon(self._keep_looking, work)
         if looked is None:
             return CollectorAdded(0, 0, 0, 0, ())
         faults = [str(fault) for fault in looked.collected.refused]
@@ -109,37 +141,48 @@ class Collecting:
             done.added, done.changed, done.removed, done.unchanged, tuple(faults[:REFUSED_LOGGED_MAX])
         )
 
-    async def _keep_looking(self, config: CollectorConfig, collector: Collector) -> None:
-        failures = 0
+    async def _keep_looking(self, work: AtWork) -> None:
         while True:
             try:
-                await self.look(config, collector)
-                failures = 0
+                await self.look(work)
+                work.failures, work.failure = 0, ""
             except NodeError as error:
-                failures += 1
-                _log.warning("collector_failed", collector=config.name, reason=str(error), failures=failures)
-                if failures >= FAILURES_MAX:
-                    self._registrar.silence(config.key)
-            await trio.sleep(config.interval_seconds)
+                self._failed(work, str(error))
+            await trio.sleep(work.config.interval_seconds)
 
-    async def look(self, config: CollectorConfig, collector: Collector) -> Round | None:
+    def _failed(self, work: AtWork, reason: str) -> None:
+        work.failures += 1
+        if reason != work.failure or work.failures == FAILURES_MAX:
+            _log.warning(
+                "collector_failed", collector=work.config.name, reason=reason, failures=work.failures
+            )
+        work.failure = reason
+        if work.failures >= FAILURES_MAX:
+            self._registrar.silence(work.config.key)
+
+    async def look(self, work: AtWork) -> Round | None:
         """Look once; None where nothing changed. Raises `CollectorFailed`, `StorageFull`."""
         started = trio.current_time()
-        collected = await collector.collect()
+        collected = await _collect(work)
         if collected is None:
             return None
-        hosts, refused = await trio.to_thread.run_sync(self._plan, collected.hosts)
+        try:
+            hosts, refused = await trio.to_thread.run_sync(self._plan, collected.hosts)
+        except (AttributeError, TypeError, ValueError) as error:  # made of other things than it should be
+            raise CollectorFailed(f"what it returned cannot be used: {error}") from None
         faults = [*collected.refused, *refused]
-        replaced = await self._registrar.replace(config.key, hosts)
-        for fault in faults[:REFUSED_LOGGED_MAX]:
-            _log.warning("row_refused", source=collected.source, reason=str(fault))
-        for cid, reason in replaced.refused[:REFUSED_LOGGED_MAX]:
-            _log.warning("row_refused", source=collected.source, cid=cid, reason=reason)
-        _log.info(
-            "collected", collector=config.name, source=collected.source, hosts=len(hosts), added=replaced.added,
-            changed=replaced.changed, removed=replaced.removed, refused=len(faults) + len(replaced.refused),
-            ms=math.ceil((trio.current_time() - started) * 1000),
-        )  # fmt: skip
+        replaced = await self._registrar.replace(work.config.key, hosts)
+        left_out = (*map(str, faults), *(f"{cid}: {reason}" for cid, reason in replaced.refused))
+        if left_out != work.left_out:
+            for reason in left_out[:REFUSED_LOGGED_MAX]:
+                _log.warning("row_refused", source=collected.source, reason=reason)
+        if left_out != work.left_out or replaced.added or replaced.changed or replaced.removed:
+            _log.info(
+                "collected", collector=work.config.name, source=collected.source, hosts=len(hosts),
+                added=replaced.added, changed=replaced.changed, removed=replaced.removed, refused=len(left_out),
+                ms=math.ceil((trio.current_time() - started) * 1000),
+            )  # fmt: skip
+        work.left_out = left_out
         return Round(Collected(collected.source, collected.hosts, tuple(faults)), replaced)
 
     def _plan(
@@ -148,15 +191,46 @@ class Collecting:
         return plan_hosts(hosts, prefix=self._prefix, endpoint=self._endpoint)
 
 
+def _where(error: Exception) -> str:
+    """An exception in a line, for whoever wrote the code that raised it."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
+
+
+async def _collect(work: AtWork) -> Collected | None:
+    """One look. Raises `CollectorFailed`, also for what a collector should not raise."""
+    try:
+        collected = await work.collector.collect()
+    except NodeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a collector of others may raise anything
+        raise CollectorFailed(f"it crashed: {_where(error)}") from None
+    if collected is not None and not isinstance(collected, Collected):
+        raise CollectorFailed(f"it returned a {type(collected).__name__}, not what it collected")
+    if collected is not None and len(collected.hosts) > HOSTS_MAX:
+        raise CollectorFailed(f"{len(collected.hosts)} hosts, at most {HOSTS_MAX}: use several providers")
+    return collected
+
+
 def plan_hosts(
     hosts: Sequence[CollectedHost], *, prefix: str, endpoint: Endpoint
 ) -> tuple[list[tuple[Resource, Free | None]], list[RefusedRow]]:
-    """The resources of collected hosts, with what is free, and what cannot be one."""
-    planned: list[tuple[Resource, Free | None]] = []
+    """The resources of collected hosts, with what is free, and what cannot be one. Of two with one path the first
+    counts; a host whose free amounts cannot be is out of service.
+    """
+    planned: dict[str, tuple[Resource, Free | None]] = {}
     refused: list[RefusedRow] = []
     for each in hosts:
         try:
-            planned.append((plan_host(each.host, prefix=prefix, endpoint=endpoint), each.free))
+            resource = plan_host(each.host, prefix=prefix, endpoint=endpoint)
         except ConfigError as error:
             refused.append(RefusedRow(each.line, "", str(error).removeprefix("resources[0].")))
-    return planned, refused
+            continue
+        if resource.cid in planned:
+            refused.append(RefusedRow(each.line, "path", f"{each.host.path} is named twice"))
+            continue
+        fault = free_fault(each.host, each.free) if each.free is not None else ""
+        if fault:
+            refused.append(RefusedRow(each.line, "", f"{each.host.path}: {fault}"))
+        planned[resource.cid] = resource, None if fault else each.free
+    return list(planned.values()), refused

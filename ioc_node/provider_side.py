@@ -52,7 +52,7 @@ class ProviderSide:
         self.home = home
         self.registrar = registrar
         self.runtimes = tuple(sorted(executors))
-        self.warnings = tuple(Warned(f"runtime {name}", reason) for name, reason in sorted(missing.items()))
+        self._missing = tuple(Warned(f"runtime {name}", reason) for name, reason in sorted(missing.items()))
         self._provider = provider
         self._shelf = shelf
         self.collecting = collecting
@@ -134,6 +134,11 @@ class ProviderSide:
             executors=executors,
             missing=missing,
         )
+
+    @property
+    def warnings(self) -> tuple[Warned, ...]:
+        """What an operator should know of runtimes and collectors."""
+        return (*self._missing, *self.collecting.warnings())
 
     @property
     def tasks_running(self) -> int:

@@ -125,11 +125,12 @@ def _describe(
 
 
 def _accelerator(config: AcceleratorConfig) -> Accelerator:
+    """Model names are lower case in records, as they are in demands."""
     peaks = {name: round(value * 1000) for name, value in config.tflops.items()}
     return Accelerator(
         type=config.type,
         vendor=config.vendor,
-        model=config.model,
+        model=config.model.lower(),
         count=config.count,
         memory_mib=config.memory_mib,
         sharing=config.sharing,

@@ -20,7 +20,11 @@ from ioc_wire.codec import Name, ShortText, UInt
 from ioc_wire.records import Tflops
 
 ENTRY_POINTS: Final = "ioc_node.collectors"
-BUILT_IN: Final = {"inventory": "ioc_node.collectors.inventory:InventoryCollector"}
+BUILT_IN: Final[dict[str, str]] = {
+    "inventory": "ioc_node.collectors.inventory:InventoryCollector",
+    "local": "ioc_node.collectors.local:LocalCollector",
+    "slurm": "ioc_node.collectors.slurm:SlurmCollector",
+}
 """Ours; an entry point of another package adds to them."""
 HOSTS_MAX: Final = 65_536
 """Hosts of one collector: a provider's catalogue has no more slots."""
@@ -146,6 +150,12 @@ def free_fault(host: Host, free: Free) -> str:
     return ""
 
 
+def check_host(host: Host) -> Host:
+    """The same host, its values as its type says: code made it, and nothing checked them. Raises
+    `msgspec.ValidationError`."""
+    return msgspec.convert(msgspec.to_builtins(host), Host, strict=True)
+
+
 def load_collector(name: str, options: Mapping[str, Any], folder: Path) -> Collector:
     """The collector of an entry point. Raises `BadCollector`."""
     points = importlib.metadata.entry_points(group=ENTRY_POINTS)
@@ -158,9 +168,14 @@ def load_collector(name: str, options: Mapping[str, Any], folder: Path) -> Colle
         )
     try:
         make = point.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # noqa: BLE001 - a module of others may raise anything
         raise BadCollector(f"collector {name!r} cannot be loaded from {point.value}: {error}") from None
-    collector: Collector = make(options, folder)
+    try:
+        collector: Collector = make(options, folder)
+    except NodeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - so may its maker
+        raise BadCollector(f"collector {name!r}: options: {type(error).__name__}: {error}") from None
     return collector
 
 

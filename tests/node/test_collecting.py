@@ -1,11 +1,24 @@
 """What collectors find comes, changes and goes: in the catalogue, in the DHT, in the status, and over restarts."""
 
 from pathlib import Path
+from typing import Any, ClassVar
 
+import pytest
+import structlog
 import trio
 
 from ioc_node.collecting import Collecting, plan_hosts
-from ioc_node.collectors.collector import CollectedHost, Free, Host, whole
+from ioc_node.collectors.collector import (
+    BUILT_IN,
+    BadCollector,
+    Collected,
+    CollectedHost,
+    CollectorFailed,
+    Free,
+    Host,
+    load_collector,
+    whole,
+)
 from ioc_node.config import CollectorConfig, NodeConfig
 from ioc_node.core.own_catalogue import OwnCatalogue
 from ioc_node.market.leases import LeaseBook
@@ -111,3 +124,115 @@ async def test_a_large_inventory_leaves_turns_to_others(tmp_path: Path) -> None:
             assert (await registrar.replace("a", found(*hosts))).added == 400
             assert turns > 10
             nursery.cancel_scope.cancel()
+
+
+class Plugin:
+    """A collector of somebody else: what it returns or raises each time is in `answers`."""
+
+    answers: ClassVar[list[Any]] = []
+
+    def __init__(self, options: dict[str, Any], folder: Path) -> None:
+        assert options == {}, "none are known"
+        self._left = list(self.answers)
+
+    async def collect(self) -> Collected:
+        answer = self._left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+
+def collecting_plugin(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, store: Store, *answers: Any
+) -> tuple[Collecting, Registrar, OwnCatalogue]:
+    monkeypatch.setitem(BUILT_IN, "plugin", f"{__name__}:Plugin")
+    monkeypatch.setattr(Plugin, "answers", list(answers))
+    table = CollectorConfig(name="plugin", interval_seconds=0.01)
+    own = OwnCatalogue(KEY)
+    registrar = new_registrar(store, own, table.key)
+    config = NodeConfig(role="provider", home=folder, collectors=(table,))
+    return Collecting(config, registrar, prefix=PREFIX, endpoint=ENDPOINT), registrar, own
+
+
+def collected(*hosts: CollectedHost) -> Collected:
+    return Collected("plugin", hosts)
+
+
+def host(name: str, cores: int = 8, free: Free | None = None) -> CollectedHost:
+    made = Host(path=f"gen/3301/az1/{name}", cores=cores, memory_mib=64)
+    return CollectedHost(made, free or Free(8000, 64))
+
+
+async def test_what_a_collector_of_others_returns_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = collected(
+        host("h1"), host("h1"), host("h2", cores=-8), host("h3", free=Free(8001, 64)), host("h4", free=Free(8000, -1)),
+        CollectedHost(Host(path="h5", cores=8, memory_mib=64), None), host("h6", cores="8"),  # type: ignore[arg-type]
+    )  # fmt: skip
+    with Store(tmp_path / "node.db") as store:
+        collecting, registrar, own = collecting_plugin(monkeypatch, tmp_path, store, answer)
+        (work,) = collecting.at_work
+        looked = await collecting.look(work)
+        assert looked is not None
+        lower = "does not read ioc:ROOT.NODE.PROVIDER/CLASS/CITY/ZONE[/HOST[/DEVICE]] in lower case"
+        assert [str(each).partition(" - at")[0] for each in looked.collected.refused] == [
+            "path: gen/3301/az1/h1 is named twice",
+            "Expected `int` >= 1",
+            "gen/3301/az1/h3: 8001 core thousandths are free of 8000: less than nothing would be in use",
+            "gen/3301/az1/h4: -1 MiB of memory are free: more is in use than there is",
+            f"path: 'ioc:{PREFIX}/h5' {lower}",
+            "Expected `int`, got `str`",
+        ]
+        assert list(own.records()) == [cid("h1"), cid("h3"), cid("h4")]
+        assert [row.slot for row in registrar.status_rows()] == [own.slot_of(cid("h1"))]
+        (warned,) = collecting.warnings()
+        assert warned.about == "collector plugin"
+        assert warned.text == "left out: path: gen/3301/az1/h1 is named twice, and 5 more"
+
+
+async def test_a_collector_that_fails_is_told_once_and_its_hosts_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [
+        collected(host("h1")), ZeroDivisionError("oops"), 7, Collected("plugin", (7,)),  # type: ignore[arg-type]
+        *[CollectorFailed("the cluster is away")] * 20, *[collected(host("h1"))] * 999,
+    ]  # fmt: skip
+    with Store(tmp_path / "node.db") as store, structlog.testing.capture_logs() as lines:
+        collecting, registrar, own = collecting_plugin(monkeypatch, tmp_path, store, *answers)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(collecting.run)
+            with trio.fail_after(10):
+                told = "the cluster is away; its hosts are not offered until it answers again"
+                while told not in [each.text for each in collecting.warnings()]:
+                    await trio.sleep(0.001)
+                assert registrar.status_rows() == []
+                assert list(own.records()) == [cid("h1")]
+                while collecting.warnings():
+                    await trio.sleep(0.001)
+            assert [row.slot for row in registrar.status_rows()] == [own.slot_of(cid("h1"))]
+            nursery.cancel_scope.cancel()
+    logged = [line["reason"] for line in lines if line["event"] == "collector_failed"]
+    assert logged[0].startswith("it crashed: ZeroDivisionError: oops (")
+    assert logged[1:3] == [
+        "it returned a int, not what it collected",
+        "what it returned cannot be used: 'int' object has no attribute 'host'",
+    ]
+    assert logged.count("the cluster is away") == 1
+    assert len([line for line in lines if line["event"] == "collected"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("no_such_module_at_all:Plugin", "cannot be loaded from no_such_module_at_all"),
+        (f"{__name__}:NoPlugin", "cannot be loaded"),
+        (f"{__name__}:Plugin", "options: AssertionError: none are known"),
+    ],
+)
+def test_a_collector_of_others_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, reason: str
+) -> None:
+    monkeypatch.setitem(BUILT_IN, "plugin", value)
+    with pytest.raises(BadCollector, match=reason):
+        load_collector("plugin", {"some": 1}, tmp_path)

@@ -24,7 +24,7 @@ gen/3301/az1/x1,8,1024,0,,
 """
 DEMAND = api.Demand(
     resources=Resources(
-        cores=64, disk_mib=0, accelerators=(AcceleratorDemand(models=("V100",), count_milli=8000),)
+        cores=64, disk_mib=0, accelerators=(AcceleratorDemand(models=("v100",), count_milli=8000),)
     )
 )
 
