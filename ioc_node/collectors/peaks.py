@@ -11,6 +11,8 @@ from typing import Final
 
 import msgspec
 
+from ioc_wire.records import Tflops
+
 _MAKER: Final = frozenset({"nvidia", "tesla", "geforce", "quadro", "gpu", "graphics", "generation", "device"})
 _FORM: Final = re.compile(r"sxm[0-9]?|pcie|nvl|fhhl|hbm[0-9]?[a-z]?|[0-9]+gb")
 
@@ -18,7 +20,7 @@ _FORM: Final = re.compile(r"sxm[0-9]?|pcie|nvl|fhhl|hbm[0-9]?[a-z]?|[0-9]+gb")
 class _Nominal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     source: str
-    tflops: dict[str, float]
+    tflops: Tflops
     words: tuple[str, ...] = ()
 
 
@@ -39,7 +41,7 @@ def model_of(name: str) -> str:
     return "-".join(kept)[:64] or "unknown"
 
 
-def nominal_tflops(model: str, words: list[str] | None = None) -> dict[str, float]:
+def nominal_tflops(model: str, words: list[str] | None = None) -> Tflops:
     """Nominal peak of one device by precision; empty where the table has none. Without the `words` of its full name
     the variant is not known, and a model whose variants differ claims nothing.
     """
