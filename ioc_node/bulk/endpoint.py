@@ -2,107 +2,50 @@
 
 A new client is always answered with Retry (RFC 9000 section 8.1): nothing larger than its own datagram
 leaves, and nothing is remembered, before its address is proved. The Retry token is sealed with a key that
-this process made.
+this process made. Path probes (`ioc_wire.pathprobe`) go out before the first packet, so that their echoes are
+here when the Retry is.
+
+A reader that waits and hears nothing asks for a sign of life, then takes a new local socket: where its address
+has changed, the connection goes on from the new one once the holder has validated it (RFC 9000 section 9). Only
+a holder that stays silent is given up.
 """
 
+import ipaddress
 import os
-import struct
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final, NamedTuple
+from typing import Final
 
 import structlog
 import trio
 from aioquic.quic.packet import encode_quic_retry, encode_quic_version_negotiation
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ioc_node.bulk.engines import CONNECTION_ID_BYTES, Engine
+from ioc_node.bulk.firstpacket import QUIC_VERSION_1, LongHeader, RetryTokens, parse_long_header
 from ioc_node.bulk.quic import Channel
+from ioc_node.bulk.turnstile import current_turnstile
 from ioc_node.bulk.udp import Address, Received, UdpSocket, connect_udp
 from ioc_node.errors import NodeError
 from ioc_wire.errors import WireError
+from ioc_wire.pathprobe import NONCE_BYTES, PROBE_SIZES, echo_of, echoed_bytes, encode_probe
 
 CONNECTIONS_MAX: Final = 256
 CONNECTIONS_PER_HOST_MAX: Final = 64
 HANDSHAKE_SECONDS: Final = 10.0
-TOKEN_SECONDS: Final = 10
 QUIET_SECONDS: Final = 1.0
-"""After so long without a datagram a reader asks its holder for a sign of life."""
+"""After so long without a datagram a waiting reader asks its holder for a sign of life."""
+REBIND_SECONDS: Final = 2.0
+"""After so long it goes on from a new local address."""
 SILENT_SECONDS_MAX: Final = 4.0
 """Without an answer by then the holder is gone: its engine acknowledges a ping at once, however busy its
 disk."""
 INITIAL_BYTES_MIN: Final = 1200
-QUIC_VERSION_1: Final = 1
+QUIC_FIXED_BIT: Final = 0x40
 SERVER_RECEIVED_BYTES_MAX: Final = 1 << 20
 
 Converse = Callable[[Channel], Awaitable[None]]
 
 _log = structlog.get_logger()
-
-
-class LongHeader(NamedTuple):
-    """What RFC 8999 and 9000 put in front of every first packet."""
-
-    version: int
-    destination: bytes
-    source: bytes
-    is_initial: bool
-    token: bytes
-
-
-def parse_long_header(data: bytes) -> LongHeader | None:
-    """The header of a long-header packet, or None where the bytes are none."""
-    try:
-        version = int.from_bytes(data[1:5], "big")
-        destination, at = _field(data, 5)
-        source, at = _field(data, at)
-        is_initial = version == QUIC_VERSION_1 and data[0] & 0xF0 == 0xC0
-        token = b""
-        if is_initial:
-            size = 1 << (data[at] >> 6)
-            length = int.from_bytes(data[at : at + size], "big") & ((1 << (8 * size - 2)) - 1)
-            token = data[at + size : at + size + length]
-    except IndexError:
-        return None
-    return LongHeader(version, destination, source, is_initial, token)
-
-
-def _field(data: bytes, at: int) -> tuple[bytes, int]:
-    end = at + 1 + data[at]
-    if data[at] > 20 or end > len(data):
-        raise IndexError
-    return data[at + 1 : end], end
-
-
-class RetryTokens:
-    """Makes and opens Retry tokens; each is good for one address, one connection ID and `TOKEN_SECONDS`."""
-
-    _TIME: Final = struct.Struct(">Q")
-
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seal = AESGCM(AESGCM.generate_key(128))
-        self._clock = clock
-
-    def make(self, address: Address, original_id: bytes, retry_id: bytes) -> bytes:
-        """A token that says: this address asked for `original_id` just now, and was told `retry_id`."""
-        nonce = os.urandom(12)
-        plain = self._TIME.pack(int(self._clock())) + original_id
-        return nonce + self._seal.encrypt(nonce, plain, self._bound(address, retry_id))
-
-    def open(self, token: bytes, address: Address, retry_id: bytes) -> bytes | None:
-        """The original connection ID, or None for a token that is forged, old or another's."""
-        try:
-            plain = self._seal.decrypt(token[:12], token[12:], self._bound(address, retry_id))
-            made = self._TIME.unpack_from(plain)[0]
-        except (InvalidTag, ValueError, struct.error):
-            return None
-        return plain[self._TIME.size :] if self._clock() - made <= TOKEN_SECONDS else None
-
-    @staticmethod
-    def _bound(address: Address, retry_id: bytes) -> bytes:
-        return f"{address[0]} {address[1]} ".encode() + retry_id
 
 
 class Listener:
@@ -124,22 +67,30 @@ class Listener:
 
     async def serve(self) -> None:
         """Answer until cancelled."""
+        turnstile = current_turnstile()
         async with trio.open_nursery() as nursery:
             while True:
                 await self._udp.wait_readable()
+                if turnstile.share_seconds() <= 0:
+                    await turnstile.admit()
+                began = turnstile.clock()
                 arrived: dict[Channel, list[Received]] = {}
-                for received in self._udp.receive_nowait():
+                for received in self._udp.receive_nowait(self._engine.buffers_per_turn):
                     channel = self._route(received, nursery)
                     if channel is not None:
                         arrived.setdefault(channel, []).append(received)
+                turnstile.charge(began)
                 for channel, batch in arrived.items():
                     channel.feed(batch)
 
     def _route(self, received: Received, nursery: trio.Nursery) -> Channel | None:
-        data, _, address = received
+        data, size, address = received
         if not data:
             return None
         if not data[0] & 0x80:
+            if not data[0] & QUIC_FIXED_BIT:
+                self._echo(data, size, address)
+                return None
             return self._channels.get(data[1 : 1 + CONNECTION_ID_BYTES])
         header = parse_long_header(data)
         if header is None:
@@ -176,7 +127,8 @@ class Listener:
         if len(self._open) >= CONNECTIONS_MAX or at_host >= CONNECTIONS_PER_HOST_MAX:
             _log.warning("bulk_connection_refused", peer=address[0], open=len(self._open))
             return None
-        pipe = self._engine.open_server(original_id, header.destination)
+        is_loopback = ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
+        pipe = self._engine.open_server(original_id, header.destination, is_loopback=is_loopback)
         channel = Channel(pipe, self._udp, address, received_bytes_max=SERVER_RECEIVED_BYTES_MAX)
         ids = {header.destination, pipe.source_id}
         self._channels.update(dict.fromkeys(ids, channel))
@@ -185,6 +137,12 @@ class Listener:
         self._per_host[address[0]] = at_host + 1
         nursery.start_soon(self._own, channel, ids, address[0])
         return channel
+
+    def _echo(self, data: bytes, size: int, address: Address) -> None:
+        for start in range(0, len(data), size):
+            echo = echo_of(data[start : start + size])
+            if echo is not None:
+                self._answer(echo, address)
 
     def _answer(self, datagram: bytes, address: Address) -> None:
         try:
@@ -237,13 +195,15 @@ async def open_channel(
     """
     udp, address = await connect_udp(host, port)
     channel = Channel(engine.open_client(), udp, address, received_bytes_max=received_bytes_max)
+    nonce = os.urandom(NONCE_BYTES)
     fault: WireError | NodeError | OSError | None = None
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_read, udp, channel)
+            nursery.start_soon(_read, channel, nonce)
             nursery.start_soon(channel.drive)
-            nursery.start_soon(_keep_asking, channel)
+            nursery.start_soon(_keep_asking, channel, host, port)
             try:
+                _send_probes(channel, nonce)
                 channel.connect()
                 await channel.wait_ready()
                 channel.check_peer(key)
@@ -254,29 +214,83 @@ async def open_channel(
                 channel.close_nowait("done")
                 nursery.cancel_scope.cancel()
     finally:
-        udp.close()
+        channel.udp.close()
     if fault is not None:
         raise fault
 
 
-async def _read(udp: UdpSocket, channel: Channel) -> None:
+def _send_probes(channel: Channel, nonce: bytes) -> None:
+    room = channel.udp.payload_bytes_max
+    try:
+        for size in PROBE_SIZES:
+            if size <= room:
+                channel.udp.send_nowait([encode_probe(nonce, size)], channel.peer)
+    except OSError as error:
+        channel.fail(error)
+
+
+def _take_echoes(channel: Channel, received: list[Received], nonce: bytes) -> list[Received]:
+    """What is left when echoes of our probes have been noted."""
+    packets = []
+    for each in received:
+        data, size, _ = each
+        if not data or data[0] & QUIC_FIXED_BIT:
+            packets.append(each)
+            continue
+        for start in range(0, len(data), size):
+            found = echoed_bytes(data[start : start + size], nonce)
+            if found is not None:
+                channel.path_carries(found)
+    return packets
+
+
+async def _read(channel: Channel, nonce: bytes) -> None:
+    turnstile = current_turnstile()
     while not channel.ended:
-        await udp.wait_readable()
+        udp = channel.udp
         try:
-            received = udp.receive_nowait()
-        except OSError as error:
+            await udp.wait_readable()
+            if turnstile.share_seconds() <= 0:
+                await turnstile.admit()
+            began = turnstile.clock()
+            received = udp.receive_nowait(channel.pipe.buffers_per_turn)
+            turnstile.charge(began)
+        except (trio.ClosedResourceError, OSError) as error:
+            if udp is not channel.udp:
+                continue  # it was exchanged for another
             channel.fail(error)
             return
+        if channel.path_is_open:
+            received = _take_echoes(channel, received, nonce)
         if received:
             channel.feed(received)
 
 
-async def _keep_asking(channel: Channel) -> None:
-    """A reader that waits for chunks has nothing to send, and would not notice that its holder has died."""
+async def _keep_asking(channel: Channel, host: str, port: int) -> None:
+    """A reader that waits for chunks has nothing to send, and would not notice that its holder has died.
+
+    One that waits for nothing costs no wake-ups.
+    """
     while not channel.ended:
+        await channel.wait_expecting()
         await trio.sleep(QUIET_SECONDS)
-        silent_seconds = trio.current_time() - channel.heard_at
+        silent_seconds = channel.silent_seconds()
         if silent_seconds >= SILENT_SECONDS_MAX:
             channel.fail(TimeoutError(f"no sign of life for {silent_seconds:.0f} s"))
+        elif silent_seconds >= REBIND_SECONDS:
+            await _rebind(channel, host, port)
         elif silent_seconds >= QUIET_SECONDS:
             channel.ping()
+
+
+async def _rebind(channel: Channel, host: str, port: int) -> None:
+    try:
+        udp, address = await connect_udp(host, port)
+    except NodeError as error:
+        _log.debug("bulk_rebind_failed", peer=host, error=str(error))
+        return
+    if address != channel.peer:
+        udp.close()  # the name leads elsewhere now; a connection does not
+        return
+    _log.info("bulk_rebound", peer=host, local_port=udp.port)
+    channel.rebind(udp)

@@ -4,6 +4,7 @@ Both are sans-IO: datagrams and time in, datagrams, events and a next timer out.
 certificate is loaded, how the peer's is read, what counts as buffered, and which calls are quick.
 """
 
+import copy
 import datetime
 import functools
 import importlib
@@ -11,7 +12,7 @@ import itertools
 import logging
 import ssl
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal
 
 from cryptography import x509
@@ -20,18 +21,20 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import NameOID
 
+from ioc_node.bulk.parameters import taught_connection
 from ioc_node.bulk.udp import Address, Received
 from ioc_node.errors import UsageError
 from ioc_wire.bulk import BULK_ALPN
+from ioc_wire.pathprobe import BASE_DATAGRAM_BYTES, DATAGRAM_BYTES_MAX, JUMBO_DATAGRAM_BYTES
 
 EngineName = Literal["auto", "qh3", "aioquic"]
 
-DATAGRAM_BYTES: Final = 1452
-"""What fits an Ethernet frame with IPv6 and UDP around it; nothing is lost to fragments on common paths."""
 IDLE_SECONDS: Final = 30.0
-WINDOW_BYTES: Final = 16 << 20
-"""Flow control windows granted at first. Both engines widen them by themselves, so they bound nothing:
-what may be on its way is bounded by the credit of the bulk stream (`ioc_wire.bulk`)."""
+READER_WINDOW_BYTES: Final = 16 << 20
+"""Flow control windows that a reader grants at first. Both engines widen them by themselves as data arrives: what
+may be on its way is bounded by the credit of the bulk stream (`ioc_wire.bulk`) and by `Channel`."""
+HOLDER_WINDOW_BYTES: Final = 1 << 20
+"""A holder only ever receives requests."""
 ED25519: Final = 0x0807
 CONNECTION_ID_BYTES: Final = 8
 
@@ -40,8 +43,15 @@ class EngineError(Exception):
     """An engine failed on what a peer sent, or is done with this connection. Only that connection ends."""
 
 
+Transmit = tuple[Any, ...]
+"""One datagram: its bytes, where it goes, and whatever else an engine adds."""
+
+
 class Pipe:
     """One sans-IO connection of either engine, without its differences."""
+
+    buffers_per_turn = 8
+    """Receive buffers of up to 64 KiB that take well under a millisecond."""
 
     def __init__(
         self, name: str, connection: Any, events: Any, *, slice_bytes: int, unsent_bytes_max: int
@@ -69,9 +79,9 @@ class Pipe:
         """Tell the engine that its timer went off."""
         self._guard(self.connection.handle_timer, now)
 
-    def poll(self, now: float, count: int) -> list[tuple[bytes, Address]]:
+    def poll(self, now: float, count: int) -> Sequence[Transmit]:
         """At most `count` datagrams to send now."""
-        polled: list[tuple[bytes, Address]] = self._guard(self._poll, now, count)
+        polled: Sequence[Transmit] = self._guard(self._poll, now, count)
         return polled
 
     def timer(self) -> float | None:
@@ -100,6 +110,18 @@ class Pipe:
         buffered: int = self._guard(self._buffered_bytes, stream)
         return buffered
 
+    def announce_datagram_bytes(self, size: int) -> None:
+        """What to tell the peer that the path carries; counts until the (last) ClientHello is made."""
+        self.connection.path_bytes = size
+
+    def unordered_bytes(self, stream: int) -> int:
+        """What the engine holds for the application because bytes before it are missing."""
+        return 0  # qh3 bounds it by the window that it grants, and widens that only for what it has handed on
+
+    def change_address(self) -> None:
+        """The local address is another from now on: go on under a connection ID that was not seen on the old path."""
+        self._guard(self.connection.change_connection_id)
+
     def peer_key(self) -> bytes | None:
         """The Ed25519 key in the peer's certificate, whose signature TLS has verified; None for any other."""
         raise NotImplementedError
@@ -110,7 +132,7 @@ class Pipe:
     def _feed(self, received: Received, now: float) -> None:
         raise NotImplementedError
 
-    def _poll(self, now: float, count: int) -> list[tuple[bytes, Address]]:
+    def _poll(self, now: float, count: int) -> Sequence[Transmit]:
         raise NotImplementedError
 
     def _guard(self, call: Any, *args: Any) -> Any:
@@ -130,16 +152,18 @@ class Pipe:
 
 
 class _AioquicPipe(Pipe):
+    buffers_per_turn = 1
+
     def __init__(self, connection: Any, events: Any) -> None:
         super().__init__("aioquic", connection, events, slice_bytes=64 << 10, unsent_bytes_max=2 << 20)
-        self._polled: deque[tuple[bytes, Address]] = deque()
+        self._polled: deque[Transmit] = deque()
 
     def _feed(self, received: Received, now: float) -> None:
         data, size, address = received
         for start in range(0, len(data), size):
             self.connection.receive_datagram(data[start : start + size], address, now)
 
-    def _poll(self, now: float, count: int) -> list[tuple[bytes, Address]]:
+    def _poll(self, now: float, count: int) -> Sequence[Transmit]:
         if not self._polled:
             self._polled.extend(self.connection.datagrams_to_send(now))
         return [self._polled.popleft() for _ in range(min(count, len(self._polled)))]
@@ -147,6 +171,11 @@ class _AioquicPipe(Pipe):
     def _buffered_bytes(self, stream: int) -> int:
         found = self.connection._streams.get(stream)
         return len(found.sender._buffer) if found is not None else 0
+
+    def unordered_bytes(self, stream: int) -> int:
+        # aioquic widens its windows for the highest offset seen, holes included, and fills the holes with zeros
+        found = self.connection._streams.get(stream)
+        return len(found.receiver._buffer) if found is not None else 0
 
     def peer_key(self) -> bytes | None:
         return _ed25519_key(self.connection.tls._peer_certificate)
@@ -166,12 +195,11 @@ class _Qh3Pipe(Pipe):
         else:
             connection.receive_gro_buffer(data, size, address, now)
 
-    def _poll(self, now: float, count: int) -> list[tuple[bytes, Address]]:
+    def _poll(self, now: float, count: int) -> Sequence[Transmit]:
         core = self.connection._core
         if core is None:
-            return []
-        polled = itertools.islice(iter(functools.partial(core.poll_transmit, now), None), count)
-        return [(transmit[0], transmit[1]) for transmit in polled]
+            return ()
+        return list(itertools.islice(iter(functools.partial(core.poll_transmit, now), None), count))
 
     def _buffered_bytes(self, stream: int) -> int:
         core = self.connection._core
@@ -209,8 +237,9 @@ class Engine:
         logging.getLogger("quic").setLevel(logging.CRITICAL)  # a peer's faults are told by our own events
         self.name: Final = name
         self._configuration = importlib.import_module(f"{name}.quic.configuration").QuicConfiguration
-        self._connection = importlib.import_module(f"{name}.quic.connection").QuicConnection
+        self._connection = taught_connection(name)
         self._events = importlib.import_module(f"{name}.quic.events")
+        self._kind: Final = _Qh3Pipe if name == "qh3" else _AioquicPipe
         certificate = self_signed_certificate(key)
         self._server = self._configure(client=False)
         if name == "qh3":
@@ -219,14 +248,24 @@ class Engine:
         else:
             self._server.certificate = certificate
             self._server.private_key = key
+        self._loopback_server = copy.copy(self._server)
+        if name == "qh3":
+            # The core cannot go beyond what it begins with, and begins with a congestion window of two of them.
+            self._server.max_datagram_size = JUMBO_DATAGRAM_BYTES
+            self._loopback_server.max_datagram_size = DATAGRAM_BYTES_MAX
+
+    @property
+    def buffers_per_turn(self) -> int:
+        """Receive buffers of up to 64 KiB that take well under a millisecond."""
+        return self._kind.buffers_per_turn
 
     def _configure(self, *, client: bool) -> Any:
         configuration = self._configuration(
             is_client=client,
             alpn_protocols=[BULK_ALPN],
-            max_datagram_size=DATAGRAM_BYTES,
-            max_data=WINDOW_BYTES,
-            max_stream_data=WINDOW_BYTES,
+            max_datagram_size=BASE_DATAGRAM_BYTES,
+            max_data=READER_WINDOW_BYTES if client else HOLDER_WINDOW_BYTES,
+            max_stream_data=READER_WINDOW_BYTES if client else HOLDER_WINDOW_BYTES,
             idle_timeout=IDLE_SECONDS,
             connection_id_length=CONNECTION_ID_BYTES,
         )
@@ -242,18 +281,17 @@ class Engine:
         """A connection that will call a holder."""
         return self._pipe(self._connection(configuration=self._configure(client=True)))
 
-    def open_server(self, original_id: bytes, retry_id: bytes) -> Pipe:
+    def open_server(self, original_id: bytes, retry_id: bytes, *, is_loopback: bool = False) -> Pipe:
         """A connection for a client whose address Retry has validated."""
         connection = self._connection(
-            configuration=self._server,
+            configuration=self._loopback_server if is_loopback else self._server,
             original_destination_connection_id=original_id,
             retry_source_connection_id=retry_id,
         )
         return self._pipe(connection)
 
     def _pipe(self, connection: Any) -> Pipe:
-        kind = _Qh3Pipe if self.name == "qh3" else _AioquicPipe
-        return kind(connection, self._events)
+        return self._kind(connection, self._events)
 
 
 def available_engines() -> Iterator[Literal["qh3", "aioquic"]]:

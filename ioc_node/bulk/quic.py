@@ -2,8 +2,8 @@
 
 Theory of operation. A `Channel` owns one sans-IO connection (`engines.Pipe`). Whatever happens to it
 (datagrams fed by the socket's reader, bytes from the application, a timer) ends in `_turn`, which takes
-the engine's events, wakes waiting tasks and sends what is due, but never more than `DATAGRAMS_PER_TURN`
-datagrams before other tasks of the loop get theirs. `drive` sleeps until the engine's timer or until it
+the engine's events, wakes waiting tasks and sends what is due, but no more than the channel's share of this pass
+of the loop (`turnstile`); `drive` sends the rest in later passes. It sleeps until the engine's timer or until it
 is woken, so an idle connection costs nothing.
 
 Sending waits while unacknowledged bytes exceed the pipe's bound. Receiving is bounded by
@@ -11,19 +11,20 @@ Sending waits while unacknowledged bytes exceed the pipe's bound. Receiving is b
 hence a peer that sends more than the application asked for is cut off.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
 
-from ioc_node.bulk.engines import EngineError, Pipe
+from ioc_node.bulk.engines import EngineError, Pipe, Transmit
+from ioc_node.bulk.turnstile import current_turnstile
 from ioc_node.bulk.udp import Address, Received, UdpSocket
 from ioc_node.errors import PeerUnreachable
 from ioc_wire.errors import TooLarge, WireError, WrongPeer
 
 DATAGRAMS_PER_POLL: Final = 44
-DATAGRAMS_PER_TURN: Final = 3 * DATAGRAMS_PER_POLL
 STREAM: Final = 0
 """The only stream: the first that a client opens."""
 FINISH_SECONDS: Final = 2.0
@@ -41,27 +42,32 @@ class Channel:
         self.pipe = pipe
         self.peer = peer
         self.on_ids_changed: Callable[[bytes, bool], None] = lambda _id, _added: None
+        self.udp = udp
         self.heard_at = trio.current_time()
-        self._udp = udp
+        self._turnstile = current_turnstile()
         self._received_bytes_max = received_bytes_max
-        self._unsent: list[tuple[bytes, Address]] = []
+        self._has_several_paths = False
+        self._unsent: Sequence[Transmit] = ()
         self._more = False
         self._wake = trio.Event()
         self._sleep = trio.CancelScope()
         self._ready = trio.Event()
         self._fault: Exception | None = None
-        self._ended = trio.Event()
         self._parts: deque[memoryview] = deque()
         self._buffered = 0
         self._wanted = 1
         self._peer_finished = False
         self._readable = trio.Event()
         self._writable = trio.Event()
+        self._expecting = trio.Event()
+        self._expecting_since = self.heard_at
+        self._path_bytes = 0
 
     # -- what the application does
 
     async def wait_ready(self) -> None:
         """Return when the handshake is done; raises `ChannelBroken`."""
+        self._expect()
         await self._ready.wait()
         self._raise_fault()
 
@@ -80,7 +86,7 @@ class Channel:
                 self._writable = trio.Event()
                 await self._writable.wait()
             self._apply(self.pipe.send, STREAM, piece)
-            await trio.lowlevel.checkpoint()
+            await self._turnstile.admit()
 
     async def receive_exactly(self, count: int) -> bytes:
         """The next `count` bytes; raises `ChannelBroken` when fewer are to come."""
@@ -90,9 +96,18 @@ class Channel:
                 raise ChannelBroken(f"{self.peer[0]}:{self.peer[1]} ended the stream early")
             self._wanted = count
             self._readable = trio.Event()
+            self._expect()
             await self._readable.wait()
         self._buffered -= count
         return self._take(count)
+
+    async def wait_expecting(self) -> None:
+        """Return when the application waits for the peer."""
+        await self._expecting.wait()
+
+    def silent_seconds(self) -> float:
+        """For how long the application has waited without a sign of life from the peer."""
+        return trio.current_time() - max(self.heard_at, self._expecting_since)
 
     def finish_nowait(self) -> None:
         """Say that nothing more will be sent."""
@@ -122,14 +137,41 @@ class Channel:
     def feed(self, received: Sequence[Received]) -> None:
         """Take what came in from the socket."""
         now = trio.current_time()
+        began = self._turnstile.clock()
         self.heard_at = now
         try:
             for each in received:
                 self.pipe.feed(each, now)
+                self._has_several_paths = self._has_several_paths or each[2] != self.peer
         except EngineError as error:
             self._give_up(error)
             return
+        self._turnstile.charge(began)
+        if self.pipe.unordered_bytes(STREAM) > self._received_bytes_max:
+            self._abort(TooLarge(f"{self.peer[0]}:{self.peer[1]} sent far ahead of what it left out"))
+            return
         self._turn(now)
+
+    @property
+    def path_is_open(self) -> bool:
+        """Whether what the path carries is still to be found out."""
+        return not self._ready.is_set()
+
+    def path_carries(self, size: int) -> None:
+        """Datagrams of so many bytes come through in both directions: tell the peer."""
+        if size > self._path_bytes:
+            self._path_bytes = size
+            self.pipe.announce_datagram_bytes(size)
+
+    def rebind(self, udp: UdpSocket) -> None:
+        """Go on from another local socket; the peer validates the new address before it sends much there."""
+        old, self.udp = self.udp, udp
+        old.close()
+        self._unsent = ()
+        if self._fault is None:
+            with contextlib.suppress(EngineError):  # no spare connection ID: the old one must do
+                self.pipe.change_address()
+            self.ping()
 
     def ping(self) -> None:
         """Ask for a sign of life; on a connected socket a closed port answers at once."""
@@ -148,12 +190,14 @@ class Channel:
         """Own the timer and the sending until the connection is over."""
         while self._fault is None:
             if self._unsent:
+                udp = self.udp
                 try:
-                    await self._udp.wait_writable()
+                    await udp.wait_writable()
                 except trio.ClosedResourceError:
-                    return
+                    if udp is self.udp:
+                        return
             elif self._more:
-                await trio.lowlevel.checkpoint()
+                await self._turnstile.admit()
             else:
                 await self._doze()
             if self._fault is not None:
@@ -171,6 +215,11 @@ class Channel:
         with self._sleep:
             await self._wake.wait()
         self._wake = trio.Event()
+
+    def _expect(self) -> None:
+        if not self._expecting.is_set():
+            self._expecting_since = trio.current_time()
+            self._expecting.set()
 
     # -- one turn
 
@@ -205,22 +254,29 @@ class Channel:
         elif timer is not None and timer < self._sleep.deadline:
             self._sleep.deadline = timer
 
-    def _send_due(self, now: float) -> bool:
-        """Send what the engine has; whether it may have more at once."""
-        budget = DATAGRAMS_PER_TURN
-        while budget > 0:
+    def _send_due(self, now: float, *, at_once: bool = False) -> bool:
+        """Send what the engine has, within this pass's share; whether it may have more."""
+        turnstile = self._turnstile
+        left = turnstile.share_seconds()
+        while left > 0 or at_once:
+            began = turnstile.clock()
             batch = self._unsent or self.pipe.poll(now, DATAGRAMS_PER_POLL)
-            self._unsent = []
-            if not batch:
-                return False
-            budget -= len(batch)
-            for address in dict.fromkeys([address for _, address in batch]):  # nearly always one
-                datagrams = [data for data, to in batch if to == address]
-                sent = self._udp.send_nowait(datagrams, address)
-                self._unsent.extend((data, address) for data in datagrams[sent:])
-            if self._unsent:
+            self._unsent = self._send(batch) if batch else ()
+            left -= turnstile.charge(began)
+            if not batch or self._unsent:
                 return False
         return True
+
+    def _send(self, batch: Sequence[Transmit]) -> Sequence[Transmit]:
+        """Hand datagrams to the kernel; those that it did not take."""
+        address = batch[0][1]
+        count = len(batch)
+        if self._has_several_paths:  # a probe of another path may be among them
+            count = next((at for at, each in enumerate(batch) if each[1] != address), count)
+        sent = self.udp.send_nowait([each[0] for each in batch[:count]], address)
+        if sent == count < len(batch):
+            return self._send(batch[count:])
+        return batch[sent:]
 
     def _take_events(self) -> None:
         events = self.pipe.events
@@ -228,6 +284,7 @@ class Channel:
             if isinstance(event, events.StreamDataReceived):
                 self._take_data(event.stream_id, event.data, event.end_stream)
             elif isinstance(event, events.HandshakeCompleted):
+                self._expecting = trio.Event()
                 self._ready.set()
             elif isinstance(event, events.ConnectionIdIssued):
                 self.on_ids_changed(event.connection_id, True)
@@ -251,6 +308,7 @@ class Channel:
             return
         self._peer_finished = self._peer_finished or end
         if self._buffered >= self._wanted or end:
+            self._expecting = trio.Event()
             self._readable.set()
 
     def _take(self, count: int) -> bytes:
@@ -286,14 +344,14 @@ class Channel:
     def _say_close(self, code: int, reason: str) -> None:
         try:
             self.pipe.close(code, reason)
-            self._send_due(trio.current_time())
+            self._send_due(trio.current_time(), at_once=True)
         except (EngineError, OSError):
             pass  # the peer will notice by itself
 
     def _end(self, fault: Exception) -> None:
         if self._fault is None:
             self._fault = fault  # what arrived before can still be read: often the reason
-        for event in (self._ready, self._readable, self._writable, self._wake, self._ended):
+        for event in (self._ready, self._readable, self._writable, self._wake, self._expecting):
             event.set()
 
     def _raise_fault(self) -> None:

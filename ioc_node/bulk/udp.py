@@ -18,10 +18,16 @@ from ioc_node.errors import PeerUnreachable, PortInUse
 
 UDP_SEGMENT: Final = 103
 UDP_GRO: Final = 104
+MTU_DISCOVER: Final = {socket.AF_INET: (socket.IPPROTO_IP, 10), socket.AF_INET6: (socket.IPPROTO_IPV6, 23)}
+ROUTE_MTU: Final = {socket.AF_INET: (socket.IPPROTO_IP, 14), socket.AF_INET6: (socket.IPPROTO_IPV6, 24)}
+PMTUDISC_PROBE: Final = 3
+"""Don't fragment, and leave it to us what the path carries (Linux `IP_PMTUDISC_PROBE`)."""
+IP_UDP_HEADER_BYTES: Final = 48
+ROUTE_MTU_MIN: Final = 1280
 SOCKET_BUFFER_BYTES: Final = 4 << 20
 SEGMENTS_MAX: Final = 44
 SEND_BYTES_MAX: Final = 65_000
-RECEIVES_PER_TURN: Final = 16
+RECEIVES_PER_TURN: Final = 8
 """Buffers (of up to 64 KiB) taken in one turn, so that other tasks of the loop come between."""
 
 _SEGMENT_SIZE: Final = struct.Struct("=H")
@@ -46,7 +52,9 @@ class UdpSocket:
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
-        self._merges = self._enable(UDP_GRO, 1)
+        with contextlib.suppress(OSError, KeyError):
+            sock.setsockopt(*MTU_DISCOVER[sock.family], PMTUDISC_PROBE)
+        self._enable(UDP_GRO, 1)
         self._segments = self._enable(UDP_SEGMENT, 0)
 
     def _enable(self, option: int, value: int) -> bool:
@@ -61,11 +69,20 @@ class UdpSocket:
         """The local port."""
         return int(self._sock.getsockname()[1])
 
-    def receive_nowait(self) -> list[Received]:
-        """What has arrived, at most `RECEIVES_PER_TURN` buffers; `OSError` when the peer's port is closed."""
+    @property
+    def payload_bytes_max(self) -> int:
+        """The largest datagram that the route's first hop carries, as far as the kernel knows (connected only)."""
+        try:
+            mtu = self._sock.getsockopt(*ROUTE_MTU[self._sock.family])
+        except (OSError, KeyError):
+            mtu = ROUTE_MTU_MIN
+        return mtu - IP_UDP_HEADER_BYTES
+
+    def receive_nowait(self, count: int = RECEIVES_PER_TURN) -> list[Received]:
+        """What has arrived, at most `count` buffers; `OSError` when the peer's port is closed."""
         received: list[Received] = []
         try:
-            for _ in range(RECEIVES_PER_TURN):
+            for _ in range(count):
                 data, control, _, address = self._sock.recvmsg(65535, 64)
                 size = len(data)
                 for level, kind, value in control:

@@ -12,8 +12,9 @@ import trio.testing
 
 from ioc_node.bulk import fetching, serving
 from ioc_node.bulk.blobs import BlobStore
-from ioc_node.bulk.endpoint import RetryTokens, open_channel, parse_long_header
+from ioc_node.bulk.endpoint import open_channel
 from ioc_node.bulk.engines import load_engine
+from ioc_node.bulk.firstpacket import RetryTokens, parse_long_header
 from ioc_node.bulk.frames import receive_message, send_message
 from ioc_node.bulk.quic import Channel, ChannelBroken
 from ioc_node.bulk.tickets import make_claim

@@ -178,6 +178,11 @@ const CHECKS = {
     });
     const { index, length, bytes } = found.chunk_header;
     checking.expect(Buffer.concat([Buffer.from([0]), u32(length + 4), u32(index)]).equals(hex(bytes)), "CHUNK: header");
+    const { nonce, size, probe, echo } = found.path_probe;
+    for (const [kind, made] of [[8, probe], [9, echo]]) {
+      const said = Buffer.concat([Buffer.from([kind]), Buffer.from("ioc-mtu"), hex(nonce)]);
+      checking.expect(Buffer.concat([said, Buffer.alloc(size - said.length)]).equals(hex(made)), `path probe ${kind}`);
+    }
     checking.expect(found.frames[0].fields.ticket === "hex:" + ticket.digest, "Hello: ticket");
     checking.expect(found.frames[2].fields.secret === "hex:" + ticket.secret, "Claim: secret");
   },

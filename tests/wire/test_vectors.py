@@ -284,6 +284,10 @@ def test_tickets_claims_and_frames() -> None:
         assert vector["frame"] == (struct.pack(">BI", number, len(payload)) + payload).hex()
     header = found["chunk_header"]
     assert header["bytes"] == struct.pack(">BII", 0, header["length"] + 4, header["index"]).hex()
+    probe = found["path_probe"]
+    for kind, name in ((8, "probe"), (9, "echo")):
+        said = bytes((kind,)) + b"ioc-mtu" + bytes.fromhex(probe["nonce"])
+        assert probe[name] == said.ljust(probe["size"], b"\0").hex()
 
 
 # -- and ioc_wire reads them all

@@ -22,7 +22,19 @@ from plain import sample
 from structs import modules, structs_of
 
 from ioc_bootstrap.network import network_id_of
-from ioc_wire import authority, bulk, cid, identity, links, market, merkle, metering, records, tasks
+from ioc_wire import (
+    authority,
+    bulk,
+    cid,
+    identity,
+    links,
+    market,
+    merkle,
+    metering,
+    pathprobe,
+    records,
+    tasks,
+)
 from ioc_wire.codec import encode
 from ioc_wire.signed import Signed
 
@@ -324,6 +336,10 @@ def blobs() -> Vector:
     secret, nonce = digest("secret"), digest("nonce")
     ticket = bulk.ticket_digest(secret)
     claimed = bulk.claim_bytes(public("bob"), nonce, ticket)
+    probe_nonce = nonce[: pathprobe.NONCE_BYTES]
+    probe = pathprobe.encode_probe(probe_nonce, 32)
+    echo = pathprobe.echo_of(probe)
+    assert echo is not None
     messages: list[bulk.BulkMessage] = [
         bulk.Hello(bulk.BULK_VERSION, ticket),
         bulk.Challenge(nonce),
@@ -346,6 +362,7 @@ def blobs() -> Vector:
         "claim": {"holder": "bob", "reader": "carol", "nonce": nonce.hex(), "signed_bytes": claimed.hex()},
         "frames": [struct_vector(message, frame=bulk.encode_frame(message).hex()) for message in messages],
         "chunk_header": {"index": 7, "length": 1000, "bytes": bulk.encode_chunk_header(7, 1000).hex()},
+        "path_probe": {"nonce": probe_nonce.hex(), "size": 32, "probe": probe.hex(), "echo": echo.hex()},
     }
 
 
