@@ -20,7 +20,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "id": ("overview:show_id", "Print the node ID and public key of a home folder."),
     "resolve": ("identifiers:resolve", "Look up the signed record of an identifier."),
     "find": ("finding:find", "Ask who could serve a demand, ranked with reasons."),
-    "register": ("registering:register", "Register identifiers again now, or those of an inventory."),
+    "register": ("registering:register", "Register identifiers again now, or hosts that a collector finds."),
     "add": ("blobs:add", "Keep a file as a blob and announce it."),
     "get": ("blobs:get", "Fetch a blob from whoever holds it."),
     "submit": ("submit:submit", "Submit a task or a workflow."),

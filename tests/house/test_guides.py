@@ -4,11 +4,15 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import pytest
 
+from ioc_node.collecting import plan_hosts
+from ioc_node.collectors.collector import CollectorFailed, Free, load_collector
 from ioc_node.config import (
     AcceleratorConfig,
     BulkConfig,
@@ -18,6 +22,7 @@ from ioc_node.config import (
     ResourceConfig,
     TasksConfig,
 )
+from ioc_wire.records import Endpoint
 from tests.node.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +54,40 @@ def test_the_table_of_config_keys_is_complete_and_true() -> None:
     table = text.partition("<!-- config:")[2].partition("<!-- end -->")[0]
     told = re.findall(r"^\| `([a-z_.]+)` \| (.*?) ?\| ", table, re.MULTILINE)
     assert told == list(_keys())
+
+
+async def test_the_collector_of_the_operators_guide_collects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installed as a package would be: a module, and the entry point that the guide names."""
+    text = (ROOT / "docs" / "operating.md").read_text()
+    shown = text.partition("### A collector of your own")[2]
+    entry = tomllib.loads(shown.partition("```toml\n")[2].partition("```\n")[0])
+    code = shown.partition("```python\n")[2].partition("```\n")[0]
+    points = "".join(
+        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in named.items())
+        for group, named in entry["project"]["entry-points"].items()
+    )
+    metadata = tmp_path / "room_collector-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: room-collector\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(points)
+    (tmp_path / "room_collector.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    collector = load_collector("room", {"file": "room.txt"}, tmp_path)
+    with pytest.raises(CollectorFailed, match=r"room\.txt: No such file"):
+        await collector.collect()
+    (tmp_path / "room.txt").write_text("pc1 8 16384\npc2 4 8192 away\n")
+    collected = await collector.collect()
+    assert collected is not None
+    planned, refused = plan_hosts(
+        collected.hosts, prefix="cn.r3301.20004", endpoint=Endpoint("127.0.0.1", 7400)
+    )
+    assert refused == []
+    assert [(resource.cid, free) for resource, free in planned] == [
+        ("ioc:cn.r3301.20004/gen/3301/room1/pc1", Free(8000, 16384)),
+        ("ioc:cn.r3301.20004/gen/3301/room1/pc2", None),
+    ]
 
 
 def test_the_program_of_the_embedding_guide_runs(tmp_path: Path) -> None:

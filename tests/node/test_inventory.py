@@ -1,9 +1,6 @@
 """An inventory added to a running provider: its hosts are found by others, bad rows are told, the file is followed."""
 
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ from ioc_node import api
 from ioc_node.config import NodeConfig
 from ioc_node.errors import UsageError
 from ioc_wire.tasks import AcceleratorDemand, Resources
+from tests.cli.inside import Cli
 from tests.node.conftest import MakeHome
 from tests.node.three_nodes import open_three
 
@@ -41,6 +39,8 @@ async def test_hosts_of_an_inventory_are_found_by_others(make_home: MakeHome, tm
             while not (found := await nodes.consumer.find(DEMAND)).found.offers:
                 await trio.sleep(0.05)
         assert found.found.offers[0].status.free_accelerators_milli == (8000,)
+        (warned,) = (each for each in nodes.provider.status().warnings if each.about == "collector inventory")
+        assert warned.text == "left out: line 4: cores: -4 is negative, and 1 more"
         file.write_text(HOSTS.replace("ai/3301/az1/x2,96", "ai/3301/az1/x2,32"))
         with trio.fail_after(10):
             while (await nodes.consumer.find(DEMAND)).found.offers:
@@ -51,33 +51,72 @@ async def test_hosts_of_an_inventory_are_found_by_others(make_home: MakeHome, tm
             await nodes.consumer.add_collector(asked)
 
 
-def test_the_command_looks_first_and_enters_the_configuration(make_home: MakeHome, tmp_path: Path) -> None:
+@pytest.fixture
+def home(make_home: MakeHome) -> Path:
+    """Of a provider that isn't running."""
     config = make_home("provider", "provider")
     (config.home / "config.toml").write_text(f'role = "provider"\nport = {config.port}\n')
+    return config.home
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(capsys)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_the_command_looks_first_and_enters_the_configuration(home: Path, cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "hosts.csv"
     file.write_text(HOSTS)
-    program = shutil.which("ioc-node", path=str(Path(sys.executable).parent))
-    assert program is not None
-
-    def run(*words: object) -> tuple[int, str]:
-        done = subprocess.run(
-            [program, "--home", config.home, "register", *map(str, words)],
-            capture_output=True, text=True, timeout=30, check=False,
-        )  # fmt: skip
-        return done.returncode, done.stdout + done.stderr
-
-    def line(text: str) -> str:
-        return " ".join(text.split())
-
-    code, said = run("--inventory", file, "--dry-run", "--json")
-    facts = json.loads(said.splitlines()[-1])
-    assert code == 0
-    assert (facts["hosts"], facts["accelerators"], facts["refused"]) == (2, {"V100": 8}, 2)
-    assert not NodeConfig.load(config.home).collectors
+    facts = cli.json(home, "register", "--inventory", file, "--dry-run")
+    assert (facts["hosts"], facts["accelerators"], facts["refused"]) == (2, {"v100": 8}, 2)
+    assert not NodeConfig.load(home).collectors
     for _ in range(2):  # the second time it is there already
-        code, said = run("--inventory", file)
-        assert (code, "registers them when it starts" in line(said)) == (0, True)
-    (collector,) = NodeConfig.load(config.home).collectors
+        assert "registers them when it starts" in one_line(cli.text(home, "register", "--inventory", file))
+    (collector,) = NodeConfig.load(home).collectors
     assert collector.options == {"file": str(file)}
-    code, said = run("--dry-run")
-    assert (code, "go with --inventory" in line(said)) == (2, True)
+
+
+def test_other_collectors_are_entered_with_their_options(home: Path, cli: Cli) -> None:
+    words = [
+        "register",
+        "--collector",
+        "local",
+        "--option",
+        "path=gen/3301/az1/me",
+        "--option",
+        "labels.rack=r1",
+    ]
+    said = cli.text(home, *words, "--option", "gpus=false")
+    assert one_line(said).startswith("this machine: 1 hosts, ")
+    (collector,) = NodeConfig.load(home).collectors
+    options = {"path": "gen/3301/az1/me", "labels": {"rack": "r1"}, "gpus": False}
+    assert (collector.name, collector.options) == ("local", options)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("--dry-run", "goes with --inventory or --collector"),
+        ("--mapping FILE", "--mapping goes with --inventory"),
+        ("--option a=1", "--option goes with --collector"),
+        ("--collector inventory --inventory FILE", "leave --collector out"),
+        ("--collector local --option path", "does not read KEY=VALUE"),
+        ("--collector local --option path=a --option path.b=a", "path has a value already"),
+        ("--collector lokal", "collector 'lokal' is not installed; there are: inventory, local, slurm"),
+        ("--collector slurm", "missing required field `path`"),
+        ("--collector slurm --option path={node} --option command=none", "none is not installed"),
+    ],
+)
+def test_a_command_that_cannot_be_meant(
+    home: Path, cli: Cli, tmp_path: Path, words: str, reason: str
+) -> None:
+    file = tmp_path / "hosts.csv"
+    file.write_text(HOSTS)
+    code, _, said = cli.call(home, "register", *words.replace("FILE", str(file)).split())
+    assert code in (1, 2)
+    assert reason in one_line(said)
+    assert not NodeConfig.load(home).collectors
