@@ -3,6 +3,9 @@
 `Message` is array-shaped: fields in order, unknown trailing fields ignored, so that a later version can add some.
 `Document` is map-shaped: what people write (TOML) and what is hashed for an identity. An unknown key is refused,
 because running a task without understanding all of it would not be running that task.
+
+Neither can be part of a cycle: both are frozen, made of values. So no garbage collection looks at them (`gc=False`),
+however many a core node holds or decodes.
 """
 
 import functools
@@ -27,11 +30,13 @@ ShortText = Annotated[str, msgspec.Meta(max_length=256)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
 
-class Message(msgspec.Struct, array_like=True, frozen=True):
+class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Base of everything that travels."""
 
 
-class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Document(
+    msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """Base of what people write in TOML or JSON and what is identified by its hash."""
 
 
