@@ -7,7 +7,7 @@ A row is staged out of sight and then swapped for its predecessor, so that a hos
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -251,17 +251,15 @@ class Table:
 
     # -- status
 
-    def status_of(self, row: int, groups: int) -> StatusRow:
-        """The status of a row in sight, of which `groups` groups of accelerators are known."""
-        columns = self.columns
-        return StatusRow(
-            int(columns["slot"][row]),
-            int(columns["free_cores"][row]),
-            int(columns["free_memory"][row]),
-            tuple(self.free_accelerators[:groups, row].tolist()),
-            int(columns["queued"][row]),
-            int(columns["price_now"][row]),
-        )
+    def statuses_of(self, rows: Rows) -> Iterator[StatusRow]:
+        """The status of each of these rows in sight."""
+        columns, kinds = self.columns, self.kinds
+        names = ("slot", "free_cores", "free_memory", "queued", "price_now")
+        slots, cores, memory, queued, prices = (columns[name][rows].tolist() for name in names)
+        free = self.free_accelerators[:, rows].T.tolist()
+        shapes = (kinds.shapes.values[shape] or () for shape in kinds["shape"][self.kinds_of(rows)].tolist())
+        groups = (tuple(devices[: len(shape)]) for devices, shape in zip(free, shapes, strict=True))
+        return map(StatusRow, slots, cores, memory, groups, queued, prices)
 
     def set_status(self, provider: bytes, part: int, status: HeldStatus | None) -> None:
         """Patch the changing columns of one part of a provider's slots from its newest batch; the last of two lines for

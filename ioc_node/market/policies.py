@@ -32,12 +32,16 @@ class Outstanding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a ranking depends on besides the offers. `outstanding` is by identifier."""
+    """What a ranking depends on besides the offers. `outstanding` is by identifier; of the ranked offers only the
+    first `limit` are used (None: all), so that a policy need not find words for the others.
+    """
 
     demand: Demand
     outstanding: Mapping[str, Outstanding] = field(default_factory=dict)
+    limit: int | None = None
 
 
+_NOTHING = Outstanding()
 Policy = Callable[[Sequence[Offer], Context], list[Offer]]
 
 
@@ -65,10 +69,14 @@ class _Load(NamedTuple):
     free_milli: int  # negated
 
 
-def _load(offer: Offer, context: Context) -> _Load:
-    own = context.outstanding.get(record_of(offer).cid, Outstanding())
-    free = offer.status.free_cores_milli - own.cores_milli
-    return _Load(free < cores_milli(context.demand), offer.status.queued + own.leases, -free)
+def _loads(offers: Sequence[Offer], context: Context) -> list[_Load]:
+    wanted = cores_milli(context.demand)
+    loads = []
+    for offer in offers:
+        leases, taken = context.outstanding.get(record_of(offer).cid, _NOTHING)
+        free = offer.status.free_cores_milli - taken
+        loads.append(_Load(free < wanted, offer.status.queued + leases, -free))
+    return loads
 
 
 def _free_reason(offer: Offer, load: _Load) -> str:
@@ -87,7 +95,7 @@ def rtt_reason(offer: Offer) -> str:
 
 def cost(offers: Sequence[Offer], context: Context) -> list[Offer]:
     """Cheapest first; among equals the least busy; then in order of identifier."""
-    loads = [_load(offer, context) for offer in offers]
+    loads = _loads(offers, context)
     cheapest = min((offer.price_micro for offer in offers), default=0)
 
     def order(index: int) -> tuple[bool, int, _Load, str]:
@@ -95,7 +103,7 @@ def cost(offers: Sequence[Offer], context: Context) -> list[Offer]:
         return (loads[index].crowded, offer.price_micro, loads[index], record_of(offer).cid)
 
     ranked = []
-    for index in sorted(range(len(offers)), key=order):
+    for index in sorted(range(len(offers)), key=order)[: context.limit]:
         offer = offers[index]
         word = "cheapest" if offer.price_micro == cheapest else "price"
         reasons = (f"{word}: {_price_reason(offer)}", _free_reason(offer, loads[index]))
@@ -107,14 +115,14 @@ def latency(offers: Sequence[Offer], context: Context) -> list[Offer]:
     """Nearest first, by measured round trip in steps of a fifth (below 1 ms all are equal); then the least busy, the
     cheapest, and in order of identifier. What nobody measured comes last.
     """
-    loads = [_load(offer, context) for offer in offers]
+    loads = _loads(offers, context)
 
     def order(index: int) -> tuple[bool, float, _Load, int, str]:
         offer, load = offers[index], loads[index]
         return (load.crowded, _distance(offer.rtt_us), load, offer.price_micro, record_of(offer).cid)
 
     ranked = []
-    for index in sorted(range(len(offers)), key=order):
+    for index in sorted(range(len(offers)), key=order)[: context.limit]:
         offer = offers[index]
         reasons = (rtt_reason(offer), _free_reason(offer, loads[index]), f"price: {_price_reason(offer)}")
         ranked.append(msgspec.structs.replace(offer, reasons=reasons))

@@ -48,15 +48,20 @@ def accelerators_milli(demand: Demand) -> int:
     return sum(item.count_milli for item in demand.resources.accelerators)
 
 
-def estimate_micro(prices: Prices, core_hour_now: int, demand: Demand) -> int:
-    """The estimate of the formula above."""
-    core_hour = core_hour_now or prices.core_hour
-    per_hour = (
-        core_hour * cores_milli(demand) * 1024
-        + prices.accelerator_hour * accelerators_milli(demand) * 1024
-        + prices.gib_hour * demand.resources.memory_mib * 1000
-    )
-    return -(-per_hour * demand.wall_seconds // _SCALE) + prices.task
+class Estimate:
+    """The formula above, for one demand: `estimate(prices, price_now)`."""
+
+    def __init__(self, demand: Demand) -> None:
+        seconds = demand.wall_seconds
+        self._core = cores_milli(demand) * 1024 * seconds
+        self._accelerator = accelerators_milli(demand) * 1024 * seconds
+        self._gib = demand.resources.memory_mib * 1000 * seconds
+
+    def __call__(self, prices: Prices, core_hour_now: int) -> int:
+        core_hour, accelerator_hour, gib_hour, task = prices
+        total = (core_hour_now or core_hour) * self._core
+        total += accelerator_hour * self._accelerator + gib_hour * self._gib
+        return -(-total // _SCALE) + task
 
 
 def format_micro(micro: int) -> str:

@@ -19,25 +19,22 @@ from ioc_node.core.replica import Replica
 from ioc_node.core.steps import run_through
 from ioc_node.errors import UsageError
 from ioc_node.market.columns import Table
+from ioc_node.market.offering import Offering, contact_of
 from ioc_node.market.policies import Context, load_policy
-from ioc_node.market.pricing import estimate_micro, prices_of
 from ioc_node.market.scan import Scan
 from ioc_node.market.summing import summing
 from ioc_wire import limits
 from ioc_wire.codec import decode
 from ioc_wire.errors import NotFound, WireError
-from ioc_wire.market import Contact, Cursor, Demand, Offer, OffersFound, Removal
+from ioc_wire.market import Cursor, Demand, OffersFound, Removal
 from ioc_wire.records import ResourceRecord, decode_entry
-from ioc_wire.signed import Signed
 
 log = structlog.get_logger()
 
 CANDIDATES_MIN: Final = 64
 """So many rows at least, the cheapest, are given to the policy."""
 STEP_RECORDS: Final = 64
-STEP_OFFERS: Final = 32
 PIECE_SLOTS: Final = limits.STATUS_ROWS_MAX
-OFFERED_MAX: Final = 512
 REMOVALS_MAX: Final = 32
 UNSETTLED: Final = bytes(32)
 """The digest of an answer from a table that is behind its catalogue."""
@@ -51,8 +48,7 @@ class QueryEngine:
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self._table = Table()
-        self._offered: dict[int, tuple[Signed, ResourceRecord]] = {}
-        """Records by row: the cheapest hosts are offered again and again."""
+        self._offering = Offering(catalogue, self._table)
         for provider in catalogue.providers():
             self.patch(provider, None)
 
@@ -91,8 +87,7 @@ class QueryEngine:
                 yield
             done = self._table.swap(provider, slots, staged)
             swapped = True
-            for row in done.gone:
-                self._offered.pop(row, None)
+            self._offering.forget(done.gone)
             if done.new:
                 self.patch_status(provider, part)
         finally:
@@ -116,7 +111,7 @@ class QueryEngine:
                 log.info("record_unreadable", slot=entry.slot, error=str(error))
                 continue
             if record.type == "node":
-                found.append((entry.slot, record, _contact(replica, record) is not None))
+                found.append((entry.slot, record, contact_of(replica, record) is not None))
         return found
 
     def summing(self, *, unix: float) -> Generator[None, None, tuple[OverviewRow, ...]]:
@@ -152,15 +147,10 @@ class QueryEngine:
         count = max(CANDIDATES_MIN, 2 * limit) if after is None else limit
         scan = Scan(demand, self._table, unix=unix, count=count, after=after)
         yield from scan.run()
-        offers: list[Offer] = []
         short = scan.matching < demand.gang
-        for number, row in enumerate([] if short else scan.cheapest().tolist()):
-            if number % STEP_OFFERS == STEP_OFFERS - 1:
-                yield
-            if (offer := self._offer(row, demand)) is not None:
-                offers.append(offer)
+        offers = [] if short else (yield from self._offering.offers(scan.cheapest(), demand))
         yield
-        ranked = rank(offers, Context(demand))[:limit]
+        ranked = rank(offers, Context(demand, limit=limit))[:limit]
         if explain or not ranked:
             yield from scan.explain()
         removals = scan.removals(self._name_of)
@@ -180,37 +170,3 @@ class QueryEngine:
     def _name_of(self, row: int) -> str:
         provider, slot = self._table.owner_of(row)
         return next((decode_entry(data).cid for data in self._catalogue.entries(provider, [slot])), "a host")
-
-    def _offer(self, row: int, demand: Demand) -> Offer | None:
-        provider, slot = self._table.owner_of(row)
-        replica = self._catalogue.replica(provider)
-        if replica is None or not replica.is_alive(slot):
-            return None
-        found = self._record(row, provider, slot)
-        if found is None:
-            return None
-        signed, record = found
-        contact = _contact(replica, record)
-        if contact is None:
-            return None
-        status = self._table.status_of(row, len(record.accelerators))
-        price = estimate_micro(prices_of(record.prices), status.price_micro, demand)
-        return Offer(signed, contact, status, min(price, (1 << 63) - 1))
-
-    def _record(self, row: int, provider: bytes, slot: int) -> tuple[Signed, ResourceRecord] | None:
-        found = self._offered.get(row)
-        if found is None:
-            signed = self._catalogue.record(provider, slot)
-            if signed is None:
-                return None
-            if len(self._offered) >= OFFERED_MAX:
-                del self._offered[next(iter(self._offered))]
-            found = self._offered[row] = (signed, decode(signed.payload, ResourceRecord))
-        return found
-
-
-def _contact(replica: Replica, record: ResourceRecord) -> Contact | None:
-    """Where the provider of a record takes links: as the record says, which is signed, else as its head's news."""
-    if record.endpoints:
-        return Contact(replica.provider, record.endpoints[0].host, record.endpoints[0].port)
-    return replica.held.news.contact if replica.held is not None else None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ioc_node.market.demand import explain, make_demand
 from ioc_node.market.policies import record_of
-from ioc_node.market.pricing import estimate_micro, prices_of
+from ioc_node.market.pricing import Estimate, prices_of
 from ioc_node.market.query import QueryEngine
 from ioc_wire.codec import encode
 from ioc_wire.errors import NotFound
@@ -54,12 +54,10 @@ def test_estimate_is_exact_and_rounded_up_once() -> None:
         (Price("core-hour", 120_000), Price("gib-hour", 10), Price("task", 7), Price("core-hour", 1))
     )
     demand = make_demand(cores=2, memory=512, duration=1800)
-    assert (
-        estimate_micro(prices, 0, demand) == 120_000 + 3 + 7
-    )  # 2 cores for half an hour, 2.5 rounded up, flat
-    assert estimate_micro(prices, 60_000, demand) == 60_000 + 3 + 7  # the price now counts
+    assert Estimate(demand)(prices, 0) == 120_000 + 3 + 7  # 2 cores for half an hour, 2.5 rounded up, flat
+    assert Estimate(demand)(prices, 60_000) == 60_000 + 3 + 7  # the price now counts
     eight = make_demand(accelerators="gpu:h100:8", cores=1, memory=0, duration=3600)
-    assert estimate_micro(prices_of((Price("accelerator-hour", 2_000_000),)), 0, eight) == 16_000_000
+    assert Estimate(eight)(prices_of((Price("accelerator-hour", 2_000_000),)), 0) == 16_000_000
 
 
 @pytest.mark.parametrize(
