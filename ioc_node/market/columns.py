@@ -3,10 +3,12 @@
 What is the same for many hosts is interned (`ioc_node.market.kinds`). A condition reads `table.kinds["shape"][kinds]`
 or `table["memory"][rows]`, with an array of row numbers or a slice; `table.kinds_of(rows)` leads from one to the other.
 
-A row is staged out of sight and then swapped for its predecessor, so that a host that changes is never missing.
+A row is staged out of sight and then swapped for its predecessor, so that a host that changes is never missing. Where
+it lies depends on its accelerators (`ioc_node.market.extents`).
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -14,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ioc_node.core.replica import HeldStatus
+from ioc_node.market.extents import EXTENT_ROWS, Extents
 from ioc_node.market.kinds import Interned, Kinds, Mask, Rows, Traits, longer, pack_labels
 from ioc_node.market.pricing import prices_of
 from ioc_wire.limits import STATUS_ROWS_MAX
@@ -23,12 +26,11 @@ GROUPS_MAX: Final = 8
 """Accelerator groups of one record, as the wire allows."""
 QUANTITY_MAX: Final = 1 << 40
 """Larger quantities and prices are cut down to this, so that no sum of products leaves 64 bits or a double."""
-MILLI_MAX: Final = (1 << 31) - 1
-"""Free thousandths of one accelerator group are cut down to this."""
-ROWS_RESERVED: Final = 1 << 21
+COUNT_MAX: Final = (1 << 31) - 1
+"""Thousandths of cores and of accelerators, MiB of memory and seconds are cut down to this: a narrow column is read
+twice as fast."""
+ROWS_RESERVED: Final = 1 << 22
 """Room that is there from the beginning, as address space: a column that is copied to grow holds everybody up."""
-ZONE_ROWS: Final = 1 << 14
-"""Rows for which the smallest value of a column is known together."""
 
 _ROW: Final[dict[str, Any]] = {
     "kind": np.int32,
@@ -38,30 +40,32 @@ _ROW: Final[dict[str, Any]] = {
     "slot": np.int32,
     "tie": np.uint64,
     "expires": np.int64,
-    "cores": np.int64,
-    "memory": np.int64,
+    "cores": np.int32,
+    "memory": np.int32,
     "disk": np.int64,
-    "seconds": np.int64,
+    "seconds": np.int32,
     "core_hour": np.int64,
     "accelerator_hour": np.int64,
     "gib_hour": np.int64,
     "task_price": np.int64,
     "core_hour_now": np.int64,
     "fresh_until": np.float64,
-    "free_cores": np.int64,
-    "free_memory": np.int64,
+    "free_cores": np.int32,
+    "free_memory": np.int32,
     "queued": np.int64,
     "price_now": np.int64,
 }
-_QUANTITIES: Final = frozenset(
-    {
-        *("expires", "cores", "memory", "disk", "seconds"),
-        *("core_hour", "accelerator_hour", "gib_hour", "task_price"),
-    }
-)
+_MAX: Final = {
+    **dict.fromkeys(("cores", "memory", "seconds", "free_cores", "free_memory"), COUNT_MAX),
+    **dict.fromkeys(("expires", "disk", "queued", "price_now"), QUANTITY_MAX),
+    **dict.fromkeys(("core_hour", "accelerator_hour", "gib_hour", "task_price"), QUANTITY_MAX),
+    "fresh_until": math.inf,
+}
+"""What is larger is cut down."""
 _NONE: Final = (0,) * GROUPS_MAX
 _STATUS: Final = ("fresh_until", "free_cores", "free_memory", "queued", "price_now")
-ZONED: Final = ("expires", "cores", "memory", "disk", "seconds")
+ZONED: Final = ("expires", "cores", "memory", "disk", "seconds", "fresh_until")
+"""Columns of which the least is known by extent; rows that are free have the largest value there."""
 
 
 def tie_of(cid: str) -> int:
@@ -79,8 +83,9 @@ class Swapped(NamedTuple):
 class Table:
     """Rows are reused when their record goes; `live` says which are in sight."""
 
-    def __init__(self) -> None:
+    def __init__(self, extent_rows: int = EXTENT_ROWS) -> None:
         self.kinds = Kinds()
+        self.extents = Extents(extent_rows)
         self.live: Mask = np.zeros(ROWS_RESERVED, np.bool_)
         self.columns: dict[str, npt.NDArray[Any]] = {
             name: np.zeros(ROWS_RESERVED, kind) for name, kind in _ROW.items()
@@ -90,11 +95,7 @@ class Table:
         self.owners: Interned[bytes] = Interned()
         self.traits: Interned[Traits] = Interned()
         self.labels: Interned[bytes] = Interned()
-        self._least: dict[str, Rows] = {
-            name: np.full(ROWS_RESERVED // ZONE_ROWS + 1, QUANTITY_MAX, np.int64) for name in ZONED
-        }
-        self._used = 0
-        self._free: list[int] = []
+        self._least: dict[str, npt.NDArray[np.float64]] = dict.fromkeys(ZONED, np.zeros(0))
         self._rows: dict[bytes, npt.NDArray[np.int32]] = {}
         """Provider to row by slot, -1 where there is none."""
 
@@ -102,8 +103,8 @@ class Table:
         return self.columns[name]
 
     def __len__(self) -> int:
-        """Rows used so far, in sight or not."""
-        return self._used
+        """Rows that there are, in sight or not."""
+        return self.extents.rows
 
     @property
     def living(self) -> int:
@@ -114,12 +115,12 @@ class Table:
         """One more than the highest slot of which there is, or was, a row in sight."""
         return len(self._rows.get(provider, ()))
 
-    def has_at_least(self, column: str, least: int, start: int, end: int) -> bool:
-        """Whether all rows in sight from `start` to before `end` have so much, as far as is known without a look at
+    def has_at_least(self, column: str, least: float, block: slice) -> bool:
+        """Whether all rows in sight of a block of whole extents have so much, as far as is known without a look at
         them. Of the zoned columns only.
         """
-        zones = self._least[column][start // ZONE_ROWS : (end - 1) // ZONE_ROWS + 1]
-        return bool((zones >= least).all())
+        step = self.extents.extent_rows
+        return bool(self._least[column][block.start // step : block.stop // step].min() >= least)
 
     def kinds_of(self, rows: Rows | slice) -> npt.NDArray[np.int32]:
         found: npt.NDArray[np.int32] = self.columns["kind"][rows]
@@ -138,33 +139,36 @@ class Table:
         rows: list[int] = []
         lines: list[tuple[int, ...]] = []
         for slot, record, reachable in records:
-            rows.append(self._free.pop() if self._free else self._used)
-            self._used = max(self._used, rows[-1] + 1)
+            kind = self.kinds.take(record, reachable)
+            rows.append(self.extents.take(int(self.kinds["shape"][kind])))
             lines.append(
                 (
-                    self.kinds.take(record, reachable),
+                    kind,
                     self.traits.take(_traits_of(record)),
                     self.labels.take(pack_labels(record.labels)),
                     self.owners.take(provider),
                     slot,
                     tie_of(record.cid),
                     record.expires,
-                    record.cpu.cores,
+                    record.cpu.cores * 1000,
                     record.memory_mib,
                     record.storage_mib,
                     record.task_seconds_max,
                     *prices_of(record.prices),
                 )
             )
-        self._grow(self._used)
+        self._grow()
         at = np.array(rows, np.int64)
-        for (name, kind), values in zip(_ROW.items(), zip(*lines, strict=True), strict=False):
-            column = np.array(values, np.int64).astype(kind)
-            self.columns[name][at] = np.minimum(column, QUANTITY_MAX) if name in _QUANTITIES else column
-        self.columns["cores"][at] *= 1000
+        for name, values in zip(_ROW, zip(*lines, strict=True), strict=False):
+            self._write(name, at, values)
         self.columns["core_hour_now"][at] = self.columns["core_hour"][at]
         self.columns["fresh_until"][at] = 0
         return rows
+
+    def _write(self, name: str, rows: Rows, values: Sequence[int]) -> None:
+        most = _MAX.get(name)
+        numbers = np.array(values, np.int64)
+        self.columns[name][rows] = np.minimum(numbers, most) if most is not None else numbers
 
     def unstage(self, rows: Sequence[int]) -> None:
         """Forget rows that never came into sight."""
@@ -188,6 +192,7 @@ class Table:
         mine[new_slots] = rows
         self._regroup(old, rows)
         self._release(old)
+        self._find_least(np.concatenate([old, rows]), ZONED)
         if (mine >= 0).any():
             self._rows[provider] = mine
         else:
@@ -204,8 +209,6 @@ class Table:
     def _regroup(self, hidden: Rows, shown: Rows) -> None:
         """Bring rows out of sight and into it, kind by kind."""
         self.live[hidden], self.live[shown] = False, True
-        for name, least in self._least.items():
-            np.minimum.at(least, shown // ZONE_ROWS, self.columns[name][shown])
         came = shown[np.argsort(self.kinds_of(shown), kind="stable")]
         numbers, starts = np.unique(self.kinds_of(came), return_index=True)
         new = dict(zip(numbers.tolist(), np.split(came.astype(np.int32), starts[1:]), strict=bool(len(came))))
@@ -225,7 +228,8 @@ class Table:
         return found
 
     def _release(self, rows: Rows) -> None:
-        self.columns["fresh_until"][rows] = 0
+        for zoned in ZONED:
+            self.columns[zoned][rows] = _MAX[zoned]
         uses: tuple[tuple[str, Kinds | Interned[Any]], ...] = (
             ("kind", self.kinds),
             ("traits", self.traits),
@@ -236,18 +240,27 @@ class Table:
             numbers, times = np.unique(self.columns[name][rows], return_counts=True)
             for number, used in zip(numbers.tolist(), times.tolist(), strict=True):
                 interned.release(number, used)
-        self._free.extend(rows.tolist())
+        self.extents.give_back(rows.tolist())
 
-    def _grow(self, count: int) -> None:
-        if count <= len(self.live):
-            return
-        self.live = longer(self.live, count)
-        for name, column in self.columns.items():
-            self.columns[name] = longer(column, count)
-        self.free_accelerators = longer(self.free_accelerators, count)
-        zones = len(self.live) // ZONE_ROWS + 1
-        for name, least in self._least.items():
-            self._least[name] = np.append(least, np.full(zones - len(least), QUANTITY_MAX, np.int64))
+    def _grow(self) -> None:
+        begun, count = self.extents.take_begun(), len(self)
+        if count > len(self.live):
+            self.live = longer(self.live, count)
+            self.free_accelerators = longer(self.free_accelerators, count)
+            for name, column in self.columns.items():
+                self.columns[name] = longer(column, count)
+        more = np.full(len(self.extents.keys) - len(self._least["expires"]), math.inf)
+        for name in ZONED:
+            for rows in begun:
+                self.columns[name][rows] = _MAX[name]
+            self._least[name] = np.append(self._least[name], more)
+
+    def _find_least(self, rows: npt.NDArray[Any], names: Iterable[str]) -> None:
+        """The least of these columns, in the extents of these rows."""
+        extents = np.unique(rows // self.extents.extent_rows)
+        for name in names:
+            by_extent = self.columns[name][: len(self)].reshape(-1, self.extents.extent_rows)
+            self._least[name][extents] = by_extent[extents].min(axis=1)
 
     # -- status
 
@@ -269,15 +282,18 @@ class Table:
         mine = self._rows.get(provider, np.zeros(0, np.int32))[first : first + STATUS_ROWS_MAX]
         if not len(mine):
             return
-        self.columns["fresh_until"][mine[mine >= 0]] = 0
-        if status is None:
-            return
+        there = mine[mine >= 0]
+        self.columns["fresh_until"][there] = 0
+        if status is not None:
+            self._set_rows(mine, first, status)
+        self._find_least(there, ("fresh_until",))
+
+    def _set_rows(self, mine: npt.NDArray[np.int32], first: int, status: HeldStatus) -> None:
         lines = status.batch.rows
-        offsets = (line.slot - first for line in lines)
-        places = np.fromiter((n if 0 <= n < len(mine) else len(mine) for n in offsets), np.int64, len(lines))
-        rows = np.append(mine, np.int32(-1))[places].astype(np.int64)
-        known = np.flatnonzero(rows >= 0)
-        rows = rows[known]
+        places = np.array([line.slot - first for line in lines], np.int64)
+        known = np.flatnonzero((places >= 0) & (places < len(mine)))
+        rows = mine[places[known]].astype(np.int64)
+        known, rows = known[rows >= 0], rows[rows >= 0]
         patch = self.columns
         patch["fresh_until"][rows] = status.fresh_until
         for column, values in (
@@ -286,12 +302,12 @@ class Table:
             ("queued", [line.queued for line in lines]),
             ("price_now", [line.price_micro for line in lines]),
         ):
-            patch[column][rows] = np.minimum(np.array(values, np.int64), QUANTITY_MAX)[known]
+            patch[column][rows] = np.minimum(np.array(values, np.int64), _MAX[column])[known]
         now = patch["price_now"][rows]
         patch["core_hour_now"][rows] = np.where(now > 0, now, patch["core_hour"][rows])
         groups = [line.free_accelerators_milli for line in lines]
         free = np.array([(*one, *_NONE[len(one) :]) for one in groups], np.int64).reshape(-1, GROUPS_MAX)
-        self.free_accelerators[:, rows] = np.minimum(free, MILLI_MAX)[known].T
+        self.free_accelerators[:, rows] = np.minimum(free, COUNT_MAX)[known].T
 
 
 def _traits_of(record: ResourceRecord) -> Traits:

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ioc_node.errors import UsageError
+from ioc_node.market.accelerators import Amounts
 from ioc_node.market.columns import GROUPS_MAX, ZONED, Table
-from ioc_node.market.conditions import Amounts, Condition
+from ioc_node.market.conditions import Condition
 from ioc_node.market.expression_fields import Field, check
 from ioc_node.market.expression_text import AllOf, Comparison, Expression, Not, comparisons, parse
 from ioc_node.market.kinds import Interned, Mask, Rows

@@ -4,7 +4,7 @@ A row of the query's table holds the number of its kind and of its traits, so th
 per number instead of once per row. Uses are counted: what no row refers to any more is freed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -16,6 +16,9 @@ from ioc_wire.records import Accelerator, ResourceRecord
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 V = TypeVar("V")
+
+STEP_VALUES: Final = 1024
+"""Interned values that are decided upon between two pauses."""
 
 _KIND: Final[dict[str, Any]] = {
     "reachable": np.bool_,
@@ -66,10 +69,20 @@ class Interned(Generic[V]):
         self._free.append(number)
         return True
 
-    def test(self, accepts: Callable[[V], bool]) -> Mask:
-        """Which values are accepted, to be indexed by a column."""
-        found = (value is not None and accepts(value) for value in self.values)
-        return np.fromiter(found, np.bool_, len(self.values))
+    def measuring(self, measure: Callable[[V], int]) -> Generator[None, None, Rows]:
+        """A number for every value (0 where a number is free), to be indexed by a column; in steps."""
+        found = np.zeros(len(self.values), np.int64)
+        for start in range(0, len(found), STEP_VALUES):
+            values = self.values[start : start + STEP_VALUES]
+            found[start : start + STEP_VALUES] = [
+                measure(value) if value is not None else 0 for value in values
+            ]
+            yield
+        return found
+
+    def testing(self, accepts: Callable[[V], bool]) -> Generator[None, None, Mask]:
+        """Which values are accepted, likewise."""
+        return (yield from self.measuring(accepts)).astype(np.bool_)
 
 
 class Kinds:

@@ -19,6 +19,7 @@ from ioc_node.core.replica import Replica
 from ioc_node.core.steps import run_through
 from ioc_node.errors import UsageError
 from ioc_node.market.columns import Table
+from ioc_node.market.extents import EXTENT_ROWS
 from ioc_node.market.offering import Offering, contact_of
 from ioc_node.market.policies import Context, load_policy
 from ioc_node.market.scan import Scan
@@ -45,9 +46,9 @@ class QueryEngine:
     `patch_status`.
     """
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue, *, extent_rows: int = EXTENT_ROWS) -> None:
         self._catalogue = catalogue
-        self._table = Table()
+        self._table = Table(extent_rows)
         self._offering = Offering(catalogue, self._table)
         for provider in catalogue.providers():
             self.patch(provider, None)

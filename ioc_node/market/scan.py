@@ -1,7 +1,7 @@
 """One pass of a demand over the table: what each condition removes, its nearest miss, and the cheapest of the rest.
 
-Kinds of row are sifted first. Where few rows are of a kind that can serve, these are looked at one by one; else the
-table is gone through in blocks, column after column, and a condition that a whole block meets costs nothing. The
+Kinds of row are sifted first. Where few kinds can serve, their rows are looked at one by one; else the extents in which
+they lie are gone through in blocks, column after column, and a condition that a whole block meets costs nothing. The
 nearest misses are looked for in a second pass, where somebody wants to know them.
 """
 
@@ -11,23 +11,21 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ioc_node.market.columns import Table
-from ioc_node.market.conditions import (
-    REASON_CHARS_MAX,
-    Amounts,
-    Condition,
-    kind_conditions,
-    row_conditions,
-)
+from ioc_node.market.accelerators import Amounts
+from ioc_node.market.columns import QUANTITY_MAX, Table
+from ioc_node.market.conditions import REASON_CHARS_MAX, Condition, conditions
 from ioc_node.market.expressions import Where
 from ioc_node.market.kinds import Mask, Rows
 from ioc_node.market.pricing import accelerators_milli, cores_milli
 from ioc_wire.market import Cursor, Demand, Removal
 
-BLOCK_ROWS: Final = 1 << 16
+BLOCK_ROWS: Final = 1 << 17
 """Rows looked at between two pauses: about a millisecond."""
 SPARSE: Final = 8
 """Where fewer than one in so many rows are left, they are looked at one by one."""
+FEW_KINDS: Final = 256
+SAMPLE_ROWS: Final = 2048
+"""The prices of so many are worked out before dearer rows are ruled out by a part of their price."""
 _ROUNDED: Final = 1 + 1e-9
 
 
@@ -40,6 +38,13 @@ class _Miss(NamedTuple):
 
     def is_nearer_than(self, other: "_Miss | None") -> bool:
         return other is None or (self.amount, -self.tie) > (other.amount, -other.tie)
+
+
+class _Block(NamedTuple):
+    """Whole extents of the table, and which kinds in them can serve, by kind; None: all of them."""
+
+    rows: slice
+    serving: Mask | None
 
 
 class _Removed:
@@ -65,27 +70,29 @@ class Scan:
         self._table = table
         self._count = count
         self._after = after
+        self._demand = demand
+        self._unix = unix
         self._where = Where(demand.constraints.where, table)
-        on_kinds = (*kind_conditions(demand, table), *self._where.kind_conditions())
-        on_rows = (*row_conditions(demand, table, unix=unix), *self._where.row_conditions())
-        self._on_kinds = [_Removed(one, of_kind=True) for one in on_kinds]
-        self._on_rows = [_Removed(one, of_kind=False) for one in on_rows]
+        self._on_kinds: list[_Removed] = []
+        self._on_rows: list[_Removed] = []
         self._price = _Price(demand, table)
         self._best: Rows = np.zeros(0, np.int64)
         self._estimates: npt.NDArray[np.float64] = np.zeros(0)
 
     def run(self) -> Generator[None, None, None]:
         """Go through the table in steps."""
+        on_kinds, on_rows = yield from conditions(self._demand, self._table, unix=self._unix)
         yield from self._where.prepare()
-        kinds = self._sift_kinds()
-        serving = self._serving(kinds)
-        yield
-        for rows in self._parts(kinds):
-            if isinstance(rows, slice):
-                self._look_at_block(rows, serving)
-            else:
-                self._look_at_rows(rows, 0)
+        on_kinds += self._where.kind_conditions()
+        on_rows += self._where.row_conditions()
+        self._on_kinds = [_Removed(one, of_kind=True) for one in on_kinds]
+        self._on_rows = [_Removed(one, of_kind=False) for one in on_rows]
+        for part in self._parts(self._sift_kinds()):
             yield
+            if isinstance(part, _Block):
+                self._look_at_block(part)
+            else:
+                self._look_at_rows(part, 0)
 
     def cheapest(self) -> Rows:
         """The rows with the lowest estimates; among equals those with the smallest hash of their name."""
@@ -109,31 +116,33 @@ class Scan:
     def _sift_kinds(self) -> Rows:
         """The kinds that can serve."""
         kinds = self._table.kinds
-        left = np.flatnonzero(kinds.count[: len(kinds)])
+        every = slice(0, len(kinds))
+        count = kinds.count[every]
+        left: Mask = count > 0
         for removed in self._on_kinds:
-            if not len(left):
-                break
-            kept = removed.condition.keeps(left)
-            removed.count = int(kinds.count[left[~kept]].sum())
-            left = left[kept]
-        return left
+            gone = left & ~removed.condition.keeps(every)
+            if gone.any():
+                removed.count = int(count[gone].sum())
+                left ^= gone
+        return np.flatnonzero(left)
 
-    def _serving(self, kinds: Rows) -> Mask | None:
-        """Which kinds are among these, to be indexed by kind; None where all rows in sight are of one of them."""
-        every = self._table.kinds
-        if int(every.count[kinds].sum()) == self.considered:
-            return None
+    def _parts(self, kinds: Rows) -> Iterator["Rows | _Block"]:
+        """The rows to look at: numbers of those of these kinds if they are few, or else blocks of the table."""
+        every, table = self._table.kinds, self._table
+        if len(kinds) <= FEW_KINDS and int(every.count[kinds].sum()) * SPARSE <= len(table):
+            yield from self._rows_of(kinds)
+            return
         serving = np.zeros(len(every), np.bool_)
         serving[kinds] = True
-        return serving
+        shapes = np.zeros(len(every.shapes.values), np.bool_)
+        shapes[every["shape"][kinds]] = True
+        others = (every.count[: len(every)] > 0) & ~serving
+        mixed = bool(shapes[every["shape"][: len(every)][others]].any())
+        for rows, pure in table.extents.runs(np.flatnonzero(shapes).tolist(), BLOCK_ROWS):
+            yield _Block(rows, serving if mixed or not pure else None)
 
-    def _parts(self, kinds: Rows) -> Iterator[Rows | slice]:
-        """The rows to look at: numbers of those of these kinds if they are few, or else slices of the table."""
-        every, rows = self._table.kinds, len(self._table)
-        if int(every.count[kinds].sum()) * SPARSE > rows:
-            yield from (slice(start, min(start + BLOCK_ROWS, rows)) for start in range(0, rows, BLOCK_ROWS))
-            return
-        step = max(BLOCK_ROWS // SPARSE, 1)
+    def _rows_of(self, kinds: Rows) -> Iterator[Rows]:
+        every, step = self._table.kinds, max(BLOCK_ROWS // SPARSE, 1)
         ends = np.flatnonzero(np.diff(np.cumsum(every.count[kinds]) // step)) + 1
         for part in np.split(kinds, ends):
             if len(part):
@@ -141,26 +150,36 @@ class Scan:
 
     # -- rows
 
-    def _look_at_block(self, block: slice, serving: Mask | None) -> None:
+    def _rows_in(self, block: "_Block") -> Mask:
+        """Those in sight that are of a kind that can serve."""
         table = self._table
-        mask: Mask = table.live[block].copy()
-        if serving is not None:
-            mask &= serving[table["kind"][block]]
+        mask: Mask = table.live[block.rows].copy()
+        if block.serving is not None:
+            mask &= block.serving.take(table["kind"][block.rows], mode="clip")
+        return mask
+
+    def _look_at_block(self, block: "_Block") -> None:
+        table, rows = self._table, block.rows
+        mask = self._rows_in(block)
         left = int(np.count_nonzero(mask))
         for number, removed in enumerate(self._on_rows):
-            if left * SPARSE <= block.stop - block.start:
-                self._look_at_rows(np.flatnonzero(mask) + block.start, number)
+            if left * SPARSE <= len(mask):
+                self._look_at_rows(np.flatnonzero(mask) + rows.start, number)
                 return
             floor = removed.condition.floor
-            if floor is not None and table.has_at_least(*floor, block.start, block.stop):
+            if floor is not None and table.has_at_least(*floor, rows):
                 continue
-            mask &= removed.condition.keeps(block)
+            mask &= removed.condition.keeps(rows)
             still = int(np.count_nonzero(mask))
             removed.count += left - still
             left = still
+        if len(self._best) < self._count:
+            sample = np.flatnonzero(mask)[:SAMPLE_ROWS]
+            self._keep_cheapest(sample + rows.start)
+            mask[sample] = False
         if len(self._best) >= self._count:
-            self._price.rule_out(mask, block, self._best, float(self._estimates.max()))
-        self._keep_cheapest(np.flatnonzero(mask) + block.start)
+            self._price.rule_out(mask, rows, self._best, float(self._estimates.max()))
+        self._keep_cheapest(np.flatnonzero(mask) + rows.start)
 
     def _look_at_rows(self, rows: Rows, first: int) -> None:
         for removed in self._on_rows[first:]:
@@ -172,6 +191,8 @@ class Scan:
         self._keep_cheapest(rows)
 
     def _keep_cheapest(self, rows: Rows) -> None:
+        if not len(rows):
+            return
         estimates = self._price.estimate(rows)
         if self._after is not None:
             ties, edge = self._table["tie"][rows], self._after.estimate
@@ -203,10 +224,9 @@ class Scan:
             if removed.count:
                 self._note_miss(removed, self._table.first_rows(_largest(removed.condition, left[~kept])), 0)
             left = left[kept]
-        yield
-        serving = self._serving(left)
         for part in self._parts(left):
-            rows = self._rows_in(part, serving) if isinstance(part, slice) else part
+            yield
+            rows = np.flatnonzero(self._rows_in(part)) + part.rows.start if isinstance(part, _Block) else part
             for removed in self._on_rows:
                 if not len(rows):
                     break
@@ -218,14 +238,6 @@ class Scan:
                     most = int(amounts(gone).max()) if amounts is not None else 0
                     self._note_miss(removed, _largest(removed.condition, gone), most)
                     rows = rows[mask]
-            yield
-
-    def _rows_in(self, block: slice, serving: Mask | None) -> Rows:
-        mask = self._table.live[block]
-        if serving is not None:
-            mask = mask & serving[self._table["kind"][block]]
-        rows: Rows = np.flatnonzero(mask) + block.start
-        return rows
 
     def _note_miss(self, removed: _Removed, rows: Rows, amount: int) -> None:
         ties = self._table["tie"][rows]
@@ -264,6 +276,7 @@ class _Price:
             "gib_hour": demand.resources.memory_mib / 1024 * hours,
         }
         self._weights = {column: weight for column, weight in weights.items() if weight}
+        self._largest: str | None = None
 
     def estimate(self, rows: Rows) -> npt.NDArray[np.float64]:
         """Millionths of the currency, of each row."""
@@ -273,11 +286,14 @@ class _Price:
         return total
 
     def rule_out(self, mask: Mask, block: slice, best: Rows, edge: float) -> None:
-        """Clear rows of a block that the largest part of the price alone makes dearer than `edge`."""
-        if self._weights:
-            shares = {name: self._table[name][best].sum() * weight for name, weight in self._weights.items()}
-            column = max(shares, key=lambda name: float(shares[name]))
-            mask &= self._table[column][block] <= edge / self._weights[column] * _ROUNDED
+        """Clear rows of a block that one part of the price alone, the largest in `best`, makes dearer than `edge`."""
+        if not self._weights:
+            return
+        if self._largest is None:
+            parts = {name: self._table[name][best].sum() * weight for name, weight in self._weights.items()}
+            self._largest = max(parts, key=lambda name: float(parts[name]))
+        most = min(edge / self._weights[self._largest] * _ROUNDED, QUANTITY_MAX)
+        mask &= self._table[self._largest][block] <= int(most)
 
 
 def _largest(condition: Condition, rows: Rows) -> Rows:

@@ -5,6 +5,7 @@ from typing import Any
 from ioc_node.core.catalogue import Catalogue
 from ioc_node.core.own_catalogue import OwnCatalogue
 from ioc_node.core.trust import Trust
+from ioc_node.market.extents import EXTENT_ROWS
 from ioc_node.market.query import QueryEngine
 from ioc_wire.cid import self_certified_prefix
 from ioc_wire.gossip import HeadNews
@@ -64,8 +65,8 @@ def make_catalogue() -> Catalogue:
     return Catalogue(Trust(network_id=bytes(32), admission="open", roots=()))
 
 
-def make_engine(*providers: Provider) -> QueryEngine:
+def make_engine(*providers: Provider, extent_rows: int = EXTENT_ROWS) -> QueryEngine:
     catalogue = make_catalogue()
     for provider in providers:
         provider.publish(catalogue)
-    return QueryEngine(catalogue)
+    return QueryEngine(catalogue, extent_rows=extent_rows)

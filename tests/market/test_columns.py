@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ioc_node.core.steps import run_through
-from ioc_node.market import query, scan
+from ioc_node.market import extents, query, scan
 from ioc_node.market.query import QueryEngine
 from ioc_wire.market import Demand, OffersFound
 from ioc_wire.records import Accelerator
@@ -23,7 +23,7 @@ def offered(found: OffersFound) -> list[int]:
 
 def test_what_no_row_refers_to_is_freed() -> None:
     catalogue, provider = make_catalogue(), Provider("one")
-    engine = QueryEngine(catalogue)
+    engine = QueryEngine(catalogue, extent_rows=1)
     for number in range(40):
         cid = provider.put(f"gen/{number:04d}/az1/h{number}", runtimes=(f"r{number}",), accelerators=(GPU,))
         engine.patch(provider.public, provider.publish(catalogue, unix=UNIX + 2 * number))
@@ -32,14 +32,14 @@ def test_what_no_row_refers_to_is_freed() -> None:
     table = engine._table
     assert engine.rows == 0
     assert (len(table.kinds.pools), len(table.kinds.shapes), len(table.traits), len(table.owners)) == (0,) * 4
-    assert len(table) == 1
+    assert len(table) <= 2 * extents.RESERVED_MIN
     assert len(table.kinds) == 1
 
 
 def test_a_host_that_changes_is_never_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(query, "PIECE_SLOTS", 50)
     catalogue, provider = make_catalogue(), Provider("one")
-    engine = QueryEngine(catalogue)
+    engine = QueryEngine(catalogue, extent_rows=25)
     for number in range(200):
         provider.put(f"gen/3301/az1/h{number}")
     changed = provider.publish(catalogue)
@@ -59,7 +59,7 @@ def test_a_host_that_changes_is_never_missing(monkeypatch: pytest.MonkeyPatch) -
     next(abandoned)
     abandoned.close()
     assert engine.rows == 200
-    assert len(engine._table) <= 250
+    assert len(engine._table) <= 400
 
 
 def test_an_answer_from_a_table_that_is_behind_has_no_digest() -> None:
@@ -110,9 +110,18 @@ HOSTS = st.lists(
     st.integers(1, 8),
     st.booleans(),
     st.sampled_from([1, 2, 1000]),
+    st.sampled_from([0, 3, 1000]),
+    st.sampled_from([0, 2, 128]),
 )
 def test_blocks_find_what_one_by_one_does(
-    hosts: list[dict[str, Any]], kind: str, gpu_milli: int, cores: int, wasm: bool, sparse: int
+    hosts: list[dict[str, Any]],
+    kind: str,
+    gpu_milli: int,
+    cores: int,
+    wasm: bool,
+    sparse: int,
+    few: int,
+    keys: int,
 ) -> None:
     provider = Provider("one")
     for number, host in enumerate(hosts):
@@ -124,7 +133,6 @@ def test_blocks_find_what_one_by_one_does(
             free=(min(host["free"], host["gpus"] * 1000),) if host["gpus"] else (),
             free_milli=host["free_milli"],
         )
-    engine = make_engine(provider)
     wanted = (AcceleratorDemand("gpu", count_milli=gpu_milli),) if gpu_milli else ()
     demand = Demand(
         resources=Resources(cores=cores, accelerators=wanted),
@@ -141,8 +149,12 @@ def test_blocks_find_what_one_by_one_does(
         and min(8000, host["free_milli"]) >= cores * 1000
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan, "BLOCK_ROWS", 5)
+        patch.setattr(scan, "BLOCK_ROWS", 6)
+        patch.setattr(scan, "SAMPLE_ROWS", 2)
         patch.setattr(scan, "SPARSE", sparse)
+        patch.setattr(scan, "FEW_KINDS", few)
+        patch.setattr(extents, "KEYS_MAX", keys)
+        engine = make_engine(provider, extent_rows=3)
         found = engine.find(demand, "cost", 64, unix=UNIX)
     assert offered(found) == expected
     assert found.considered == len(hosts)
