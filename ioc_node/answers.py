@@ -41,6 +41,7 @@ class Answers:
             self.handlers.serve(kind, _told(answer))
         self.handlers.serve_stream(api.FollowTask, self._follow)
         self.handlers.serve_stream(api.WatchCid, self._watch)
+        self.handlers.serve_stream(api.ReadBlob, self._read)
 
     def open(self, node: "Node") -> None:
         self._node = node
@@ -131,6 +132,15 @@ class Answers:
 
     async def _get(self, message: api.GetBlob) -> Message:
         return await self.node.get(message.blob, message.path)
+
+    async def _read(self, link: Link, message: api.ReadBlob, send: SendItem) -> None:
+        try:
+            async with self.node.open_blob(message.blob, start=message.start, stop=message.stop) as pieces:
+                async for piece in pieces:
+                    for at in range(0, len(piece), api.PIECE_BYTES_MAX):
+                        await send(api.BlobPiece(bytes(piece[at : at + api.PIECE_BYTES_MAX])))
+        except NodeError as error:
+            await send(_refused(error))
 
     async def _transfers(self, message: api.GetTransfers) -> Message:
         return api.Transfers(tuple(self.node.shared.transfers))

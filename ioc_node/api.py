@@ -479,6 +479,23 @@ class Bulletins(Message, frozen=True, tag=172):
     news: tuple[BulletinNews, ...]
 
 
+class ReadBlob(Message, frozen=True, tag=180):
+    """Stream of `BlobPiece`: bytes `start` … `stop - 1` of a blob, in order, verified, while they arrive. Nothing is
+    kept on the node. A local fault ends it with `Refused`."""
+
+    blob: bytes
+    start: int = 0
+    stop: int | None = None
+
+
+class BlobPiece(Message, frozen=True, tag=181):
+    """Consecutive bytes, at most `PIECE_BYTES_MAX`."""
+
+    data: bytes
+
+
+PIECE_BYTES_MAX: Final = 512 << 10
+
 CONTROL_CODEC: Final = UnionCodec(
     Ok
     | PublishBulletin
@@ -513,6 +530,8 @@ CONTROL_CODEC: Final = UnionCodec(
     | Added
     | GetBlob
     | Got
+    | ReadBlob
+    | BlobPiece
     | GetTransfers
     | Transfers
     | RegisterNow

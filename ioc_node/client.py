@@ -134,6 +134,14 @@ class RemoteNode:
         """Fetch a blob from whoever holds it and write it to `path`. Raises `NotFound`, `BlobCorrupt`."""
         return await self._ask(api.GetBlob(blob, _absolute(path)), api.Got)
 
+    @asynccontextmanager
+    async def open_blob(
+        self, blob: bytes, *, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Iterate over bytes `start` … `stop - 1` of a blob while they arrive. Raises as `Node.open_blob`."""
+        async with self._link.open_stream(api.ReadBlob(blob, start, stop)) as items:
+            yield _pieces(items)
+
     async def transfers(self) -> tuple[api.TransferRow, ...]:
         return (await self._ask(api.GetTransfers(), api.Transfers)).rows
 
@@ -164,6 +172,11 @@ async def _news(items: AsyncIterator[Message]) -> AsyncIterator[api.TaskNews]:
 async def _changes(items: AsyncIterator[Message]) -> AsyncIterator[api.CidChanged]:
     async for item in items:
         yield _expect(item, api.CidChanged)
+
+
+async def _pieces(items: AsyncIterator[Message]) -> AsyncIterator[bytes]:
+    async for item in items:
+        yield _expect(item, api.BlobPiece).data
 
 
 def _absolute(path: Path) -> str:

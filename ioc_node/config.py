@@ -85,12 +85,13 @@ class CollectorConfig(_Table, frozen=True, kw_only=True):
 
 class BulkConfig(_Table, frozen=True, kw_only=True):
     """Bulk data. `engine` "auto" takes qh3 where it is installed; `offloads` names those that may be used, each with
-    its own options."""
+    its own options; a large blob takes up to `connections_max` connections to each of its holders."""
 
     engine: Literal["auto", "qh3", "aioquic"] = "auto"
     offloads: tuple[Name, ...] = ("shm",)
     offload_options: dict[Name, dict[str, Any]] = msgspec.field(default_factory=dict)
     blobs_mib_max: Annotated[int, msgspec.Meta(ge=1)] = 1 << 20
+    connections_max: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
 
 
 class TasksConfig(_Table, frozen=True, kw_only=True):

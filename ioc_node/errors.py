@@ -52,7 +52,11 @@ class DatabaseCorrupt(NodeError):
     """A database that SQLite refuses; it was set aside, never overwritten."""
 
 
-class StorageFull(NodeError):
+class StorageUnusable(NodeError):
+    """A folder in which blobs cannot be written."""
+
+
+class StorageFull(StorageUnusable):
     """No space is left where a blob or the journal should be written."""
 
 

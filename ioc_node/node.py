@@ -208,8 +208,20 @@ class Node:
         return await self.shared.add(Path(path), announce=announce)
 
     async def get(self, blob: bytes, path: str | Path) -> api.Got:
-        """Find a blob, fetch it and write it to `path`. Raises `NotFound`, `UsageError`, `StorageFull`."""
+        """Find a blob, fetch it from all its holders at once and write it to `path`. Raises `NotFound`, `UsageError`,
+        `StorageUnusable`, `RequestRefused`."""
         return await self.shared.get(blob, Path(path), self.links)
+
+    @asynccontextmanager
+    async def open_blob(
+        self, blob: bytes, *, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[AsyncIterator[memoryview]]:
+        """Iterate over bytes `start` … `stop - 1` of a blob, in order and verified, while they arrive from whoever
+        holds it. Nothing is kept here, and holders send no faster than they are taken. Raises `NotFound`,
+        `RequestRefused`; iterating raises `UsageError` for bytes beyond the end, or why the last holder failed.
+        """
+        async with self.shared.open_blob(blob, self.links, start=start, stop=stop) as pieces:
+            yield pieces
 
     # -- tasks
 
@@ -446,5 +458,6 @@ async def _open_bulk(config: NodeConfig, identity: Identity, blobs: BlobStore) -
         port=config.port + 1,
         engine=config.bulk.engine,
         offloads=list(offloads),
+        connections_max=config.bulk.connections_max,
     ) as bulk:
         yield bulk

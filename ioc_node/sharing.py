@@ -6,7 +6,8 @@ nobody guesses. Inputs and outputs of tasks are not given out this way: their pa
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -14,15 +15,24 @@ import structlog
 import trio
 
 from ioc_node.api import Added, Got, TransferRow
+from ioc_node.bulk.targets import check_range
 from ioc_node.bulk.transfers import BulkEndpoint, TransferReport
 from ioc_node.errors import NodeError, PeerUnreachable, RequestRefused, UsageError
 from ioc_node.runtime.dht import Dht
 from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.links import Link, LinkEndpoint
 from ioc_node.runtime.store import Store
+from ioc_node.sources import Sources
 from ioc_node.tasks.keeper import BY_HAND, Keeper
-from ioc_wire.bulk import RequestTicket, Ticket, TicketIssued, format_blob_id
-from ioc_wire.dht import HolderRecord
+from ioc_wire.bulk import (
+    Endpoint,
+    Grant,
+    RequestTicket,
+    RequestTickets,
+    TicketIssued,
+    TicketsIssued,
+    format_blob_id,
+)
 from ioc_wire.errors import NotFound, WireError
 from ioc_wire.identity import format_node_id, node_id_of
 
@@ -48,6 +58,7 @@ class SharedBlobs:
         self._bulk = bulk
         self._dht = dht
         self._keeper = keeper
+        self.sources = Sources(dht, bulk.public_key)
         self._host = host
         self._port = port
         self.transfers: deque[TransferRow] = deque(maxlen=TRANSFERS_KEPT_MAX)
@@ -55,6 +66,7 @@ class SharedBlobs:
     def register(self, handlers: Handlers) -> None:
         """Answer peers that ask for a ticket; before links are opened."""
         handlers.serve(RequestTicket, self._on_request)
+        handlers.serve(RequestTickets, self._on_many)
 
     async def _on_request(self, link: Link, message: RequestTicket) -> TicketIssued:
         if not self._is_shared(message.blob):
@@ -64,6 +76,20 @@ class SharedBlobs:
     def _is_shared(self, blob: bytes) -> bool:
         rows = self._store.fetch("SELECT 1 FROM shared_blobs WHERE blob = ?", (blob,))
         return bool(rows) and self._bulk.store.has(blob)
+
+    async def _on_many(self, link: Link, message: RequestTickets) -> TicketsIssued:
+        size = self._bulk.store.size
+        grants: list[Grant | None] = []
+        expires = int(time.time())
+        endpoints: tuple[Endpoint, ...] = ()
+        for blob in message.blobs:
+            if not self._is_shared(blob):
+                grants.append(None)
+                continue
+            ticket = self._bulk.issue_ticket(blob, link.peer.key, hosts=(self._host,), offloads=False)
+            grants.append(Grant(ticket.secret, size(blob)))
+            expires, endpoints = ticket.expires, ticket.endpoints
+        return TicketsIssued(tuple(grants), expires, endpoints)
 
     async def add(self, path: Path, *, announce: bool) -> Added:
         """Copy a file into the store, share it and tell the DHT. Raises `UsageError` or `StorageFull`."""
@@ -101,59 +127,75 @@ class SharedBlobs:
             await trio.sleep(ANNOUNCE_AGAIN_SECONDS)
 
     async def get(self, blob: bytes, path: Path, links: LinkEndpoint) -> Got:
-        """Bring a blob here from whoever holds it, and write it to `path`.
+        """Bring a blob here from whoever holds it, several at once, and write it to `path`.
 
-        Raises `NotFound`, `UsageError` where `path` cannot be written, `StorageFull`, or why the last holder failed.
+        Raises `NotFound`, `UsageError` where `path` cannot be written, `StorageUnusable`, or why the last holder
+        failed.
         """
-        if self._bulk.store.has(blob):
-            report = TransferReport(
-                blob, self._bulk.store.size(blob), 0, 0, 0.0, "local", "the blob is already here"
-            )
-            holder = ""
-        else:
-            report, holder = await self._fetch(blob, links)
+        report = await self.bring(blob, links)
         try:
             await self._bulk.store.export(blob, path)
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
         return Got(
-            blob, report.size, report.bytes_moved, report.seconds, report.transport, report.reason, holder
-        )  # fmt: skip
-
-    async def _fetch(self, blob: bytes, links: LinkEndpoint) -> tuple[TransferReport, str]:
-        found = await self._dht.holders(blob)
-        failures = []
-        for key, holder in found.holders:
-            name = format_node_id(node_id_of(key))
-            try:
-                report = await self._fetch_from(blob, key, holder, links)
-            except (WireError, PeerUnreachable) as error:
-                failures.append(f"{name[:11]}: {error}")
-                continue
-            self.note(report, key)
-            return report, name
-        raise RequestRefused(
-            f"none of {len(failures)} holders gave {format_blob_id(blob)}: {'; '.join(failures)}"
+            blob=blob,
+            size=report.size,
+            bytes_moved=report.bytes_moved,
+            seconds=report.seconds,
+            transport=report.transport,
+            reason=report.reason,
+            holder=", ".join(format_node_id(node_id_of(key)) for key, _ in report.shares),
         )
 
-    async def _fetch_from(
-        self, blob: bytes, key: bytes, holder: HolderRecord, links: LinkEndpoint
-    ) -> TransferReport:
-        async def ticket() -> Ticket:
-            link = await links.connect((holder.host, holder.port), key)
-            return (await link.request(RequestTicket(blob), TicketIssued)).ticket
+    async def bring(self, blob: bytes, links: LinkEndpoint) -> TransferReport:
+        """Have a blob here. Raises as `get`."""
+        if self._bulk.store.has(blob):
+            size = self._bulk.store.size(blob)
+            return TransferReport(blob, size, 0, 0, 0.0, "local", "the blob is already here")
+        fault: Exception | None = None
+        for group in await self.sources.find(blob, links):
+            try:
+                report = await self._bulk.gather(group)
+            except (WireError, PeerUnreachable) as error:
+                fault = error
+                continue
+            self.note(report)
+            return report
+        raise RequestRefused(f"no holder gave {format_blob_id(blob)} to its end: {fault}")
 
-        return await self._bulk.fetch(await ticket(), renew=ticket)
+    @asynccontextmanager
+    async def open_blob(
+        self, blob: bytes, links: LinkEndpoint, *, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[AsyncIterator[memoryview]]:
+        """Bytes `start` … `stop - 1` of a blob in order, verified, while they arrive; nothing is kept here.
 
-    def note(self, report: TransferReport, holder: bytes) -> None:
-        """Remember a transfer for `ioc-node` to show."""
+        Raises `NotFound` or `RequestRefused`; iterating raises `UsageError` for bytes beyond the end,
+        `PeerUnreachable`, or why the last holder failed.
+        """
+        store = self._bulk.store
+        if store.has(blob):
+            info = await store.info(blob)
+            check_range(start, stop, info.size)
+            yield store.iterate(info, start, stop)
+            return
+        groups = await self.sources.find(blob, links)
+        async with self._bulk.open_blob(
+            [source for group in groups for source in group], start, stop
+        ) as pieces:
+            yield pieces
+
+    def note(self, report: TransferReport, holder: bytes | None = None) -> None:
+        """Remember a transfer for `ioc-node` to show, with `holder` or whoever gave most of it."""
+        if holder is None:
+            holder = max(report.shares, key=lambda share: share[1], default=(b"", 0))[0]
+        several = f"; {len(report.shares)} holders" if len(report.shares) > 1 else ""
         row = TransferRow(
             blob=report.blob,
             size=report.size,
             bytes_moved=report.bytes_moved,
             seconds=report.seconds,
             transport=report.transport,
-            reason=report.reason,
+            reason=report.reason + several,
             holder=format_node_id(node_id_of(holder)),
             ended=time.time(),
         )

@@ -14,6 +14,10 @@ class BulkCounters:
     """Claims and requests that this holder refused."""
     reconnections: int = 0
     corrupt_chunks: int = 0
+    liars: int = 0
+    """Sources that were dropped because what they sent was not what they promised."""
+    laggards: int = 0
+    """Connections that were dropped because others were far quicker."""
     transfers: Counter[str] = field(default_factory=Counter)
     """Finished fetches by transport."""
     offload_fallbacks: Counter[str] = field(default_factory=Counter)

@@ -8,22 +8,28 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from ioc_node.errors import StorageFull
+from ioc_node.errors import StorageFull, StorageUnusable
 
 FILE_MODE: Final = 0o600
 BLOB_MODE: Final = 0o444
 FOLDER_MODE: Final = 0o700
 _FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_LOCKED: Final = frozenset((errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR))
 _NO_COPY: Final = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM))
 COPY_BYTES: Final = 1 << 20
 
 
 @contextmanager
 def told_when_full(what: str, folder: Path) -> Iterator[None]:
-    """Turn a full disk, a used-up quota or a file size limit into `StorageFull` with its one line."""
+    """Turn a full disk, a used-up quota or a file size limit into `StorageFull` with its one line, and a folder that
+    cannot be written into `StorageUnusable`."""
     try:
         yield
     except OSError as error:
+        if error.errno in _LOCKED:
+            raise StorageUnusable(
+                f"cannot write {what} in {folder} ({error.strerror}); make the folder writable and try again"
+            ) from None
         if error.errno not in _FULL:
             raise
         raise StorageFull(

@@ -15,7 +15,7 @@ from ioc_node.bulk.counters import BulkCounters
 from ioc_node.bulk.offload import Landing, Offload, OffloadSource, OffloadUnusable
 from ioc_node.bulk.standings import COOL_SECONDS, COOL_SECONDS_MAX, Standings
 from ioc_node.core.roads import QUIC, Capability, Choice, OwnRoad, Reach, choose_roads
-from ioc_node.errors import StorageFull
+from ioc_node.errors import StorageUnusable
 from ioc_wire.bulk import OffloadDescriptor, Ticket
 from ioc_wire.errors import (
     BadSignature,
@@ -169,7 +169,7 @@ class Offloads:
             await _pull_watched(offload, descriptor, landing, on_progress)
             if landing.partial is None or not landing.partial.complete:
                 raise Incomplete("it left chunks out")
-        except StorageFull:
+        except StorageUnusable:
             raise
         except Exception as error:  # noqa: BLE001 a plug-in may raise anything, in groups too
             kind, why = _kind(error), str(error) or type(error).__name__

@@ -7,9 +7,9 @@ chunk.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from itertools import groupby
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -103,14 +103,15 @@ class PartialBlob:
 
     def missing_ranges(self) -> tuple[ChunkRange, ...]:
         """Runs of chunks that are not here yet, the first `RANGES_MAX` of them."""
-        ranges: list[ChunkRange] = []
-        for here, run in groupby(range(len(self._present)), key=self._present.__getitem__):
-            indexes = list(run)
-            if not here:
-                ranges.append(ChunkRange(indexes[0], len(indexes)))
-                if len(ranges) == RANGES_MAX:
-                    break
-        return tuple(ranges)
+        return tuple(ChunkRange(run.start, len(run)) for run in islice(self.missing_runs(), RANGES_MAX))
+
+    def missing_runs(self) -> Iterator[range]:
+        """All runs of chunks that are not here yet."""
+        start = self._present.find(0)
+        while start >= 0:
+            stop = self._present.find(1, start)
+            yield range(start, stop if stop >= 0 else len(self._present))
+            start = self._present.find(0, stop) if stop >= 0 else -1
 
     def is_present(self, index: int) -> bool:
         """Whether chunk `index` is here, verified."""
@@ -125,6 +126,16 @@ class PartialBlob:
             write_at(self._data, data, index * limits.CHUNK_BYTES)
             write_at(self._marks, b"\1", index)
         self._keep(index)
+
+    def keep_chunks_sync(self, chunks: Sequence[tuple[int, bytes | memoryview]]) -> list[int]:
+        """Verify and keep chunks; the indexes of those that were no good. Raises `StorageFull`."""
+        spoiled = []
+        for index, data in chunks:
+            try:
+                self.write_chunk_sync(index, data)
+            except BlobCorrupt:
+                spoiled.append(index)
+        return spoiled
 
     async def write_chunk(self, index: int, data: bytes | memoryview) -> None:
         """`write_chunk_sync` in a worker thread."""

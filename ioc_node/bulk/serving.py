@@ -1,7 +1,7 @@
 """The holder's side of the conversation described in `ioc_wire.bulk`."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -10,29 +10,33 @@ import trio
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.counters import BulkCounters
 from ioc_node.bulk.frames import receive_frame, receive_message, refuse, send_message
+from ioc_node.bulk.orders import Orders
 from ioc_node.bulk.quic import Channel, ChannelBroken
 from ioc_node.bulk.tickets import TicketBook
 from ioc_wire.bulk import (
     BULK_VERSION,
-    CREDIT_CHUNKS_MAX,
     HASHES_PER_FRAME_MAX,
     Accept,
     BlobInfo,
     Challenge,
     Claim,
-    Credit,
     Hashes,
     Hello,
+    Missed,
     Ticket,
-    Want,
-    WantHashes,
     decode_frame,
     encode_chunk_header,
+    encode_frame,
+    format_blob_id,
 )
-from ioc_wire.errors import Malformed, TicketRefused, TooLarge, Unserved, WireError
+from ioc_wire.errors import Malformed, NotFound, TicketRefused, Unserved, WireError
 
 CLAIM_SECONDS: Final = 10.0
 """A reader that has not claimed a ticket by then is a silent peer."""
+READ_AHEAD_CHUNKS: Final = 4
+"""Chunks read from disk in one go: while they are sent, what was sent before is on its way."""
+SEND_BYTES: Final = 1 << 20
+"""Small blobs are gathered up to so many bytes before they are sent."""
 
 _log = structlog.get_logger()
 
@@ -72,103 +76,85 @@ class Serving:
         return self._tickets.check(claim, digest=hello.ticket, nonce=nonce)
 
     async def _serve(self, channel: Channel, ticket: Ticket, info: BlobInfo) -> None:
-        delivery = _Delivery(channel, info)
+        orders = Orders(len(info.chunks))
         fault: WireError | None = None
         async with trio.open_nursery() as nursery:
             try:
-                nursery.start_soon(self._deliver, channel, ticket, delivery, nursery.cancel_scope)
+                nursery.start_soon(self._deliver, channel, ticket, info, orders, nursery.cancel_scope)
                 while True:
                     kind, payload = await receive_frame(channel)
-                    delivery.take(decode_frame(kind, payload))
+                    orders.take(decode_frame(kind, payload))
             except WireError as error:
                 fault = error
             except ChannelBroken:
                 pass
             nursery.cancel_scope.cancel()
         if fault is None:
-            fault = delivery.fault
+            fault = orders.fault
         if fault is not None:
             raise fault
 
     async def _deliver(
-        self, channel: Channel, ticket: Ticket, delivery: "_Delivery", scope: trio.CancelScope
+        self, channel: Channel, ticket: Ticket, info: BlobInfo, orders: Orders, scope: trio.CancelScope
     ) -> None:
         try:
             while True:
-                await delivery.wait()
-                if delivery.hashes_wanted:
-                    await delivery.send_hashes()
-                    continue
-                index = delivery.next_index()
-                if not self._tickets.is_good(ticket):
-                    raise TicketRefused("it was revoked or has expired")
-                data = await self._store.read_chunk(delivery.info, index)
-                await channel.send_all(encode_chunk_header(index, len(data)))
-                await channel.send_all(data)
-                self._counters.bytes_sent += len(data)
+                await orders.wait()
+                if orders.hashes_wanted:
+                    orders.hashes_wanted = False
+                    await _send_hashes(channel, info)
+                elif secrets := orders.next_small():
+                    await self._send_small(channel, ticket.reader, secrets)
+                else:
+                    await self._send_chunks(channel, ticket, info, orders.next_indexes(READ_AHEAD_CHUNKS))
         except WireError as error:
-            delivery.fault = error
+            orders.fault = error
         except ChannelBroken:
             pass
         scope.cancel()
 
+    async def _send_chunks(
+        self, channel: Channel, ticket: Ticket, info: BlobInfo, indexes: Sequence[int]
+    ) -> None:
+        if not self._tickets.is_good(ticket):
+            raise TicketRefused("it was revoked or has expired")
+        chunks = await self._store.read_chunks(info, indexes)
+        for index, data in zip(indexes, chunks, strict=True):
+            if not self._tickets.is_good(ticket):
+                raise TicketRefused("it was revoked or has expired")
+            if not self._store.has(info.blob):
+                raise NotFound(f"{format_blob_id(info.blob)} was removed here")
+            await channel.send_all(encode_chunk_header(index, len(data)))
+            await channel.send_all(data)
+            self._counters.bytes_sent += len(data)
 
-class _Delivery:
-    """What one reader has asked for and may still be sent."""
+    async def _send_small(self, channel: Channel, reader: bytes, secrets: Sequence[bytes]) -> None:
+        found = [self._ticket_of(secret, reader) for secret in secrets]
+        blobs = [each.blob for each in found if isinstance(each, Ticket)]
+        read = await self._store.read_small(blobs)
+        frames = bytearray()
+        for place, each in enumerate(found):
+            data = read[each.blob] if isinstance(each, Ticket) else each
+            if isinstance(data, bytes) and data:
+                frames += encode_chunk_header(place, len(data)) + data
+                self._counters.bytes_sent += len(data)
+                self._tickets.revoke(secrets[place])
+            else:
+                error = data if isinstance(data, WireError) else Malformed("an empty blob needs no transfer")
+                self._counters.refused += 1
+                frames += encode_frame(Missed(place, error.code, error.detail[:200]))
+            if len(frames) >= SEND_BYTES:
+                await channel.send_all(bytes(frames))
+                frames.clear()
+        await channel.send_all(bytes(frames))
 
-    def __init__(self, channel: Channel, info: BlobInfo) -> None:
-        self.info = info
-        self.fault: WireError | None = None
-        self.hashes_wanted = False
-        self._channel = channel
-        self._indexes: Iterator[int] = iter(())
-        self._next: int | None = None
-        self._credit = 0
-        self._changed = trio.Event()
+    def _ticket_of(self, secret: bytes, reader: bytes) -> Ticket | WireError:
+        try:
+            return self._tickets.find(secret, reader)
+        except WireError as error:
+            return error
 
-    def take(self, message: object) -> None:
-        """One frame from the reader."""
-        match message:
-            case WantHashes():
-                self.hashes_wanted = True
-            case Want():
-                self._take_want(message)
-            case Credit():
-                if self._credit + message.chunks > CREDIT_CHUNKS_MAX:
-                    raise TooLarge(f"credit for more than {CREDIT_CHUNKS_MAX} chunks")
-                self._credit += message.chunks
-            case _:
-                raise Malformed(f"{type(message).__name__} in the middle of a transfer")
-        self._changed.set()
 
-    def _take_want(self, want: Want) -> None:
-        if self._next is not None:
-            raise Malformed("a second Want before the first was served")
-        count = len(self.info.chunks)
-        if any(each.start + each.count > count for each in want.ranges):
-            raise Malformed(f"chunks beyond the {count} of the blob")
-        self._indexes = (at for each in want.ranges for at in range(each.start, each.start + each.count))
-        self._next = next(self._indexes, None)
-        self._credit = want.credit
-
-    async def wait(self) -> None:
-        """Return when there is something to send and credit for it."""
-        while not (self.hashes_wanted or (self._next is not None and self._credit > 0)):
-            self._changed = trio.Event()
-            await self._changed.wait()
-
-    def next_index(self) -> int:
-        """The next chunk to send; one credit less."""
-        index = self._next
-        assert index is not None
-        self._next = next(self._indexes, None)
-        self._credit -= 1
-        return index
-
-    async def send_hashes(self) -> None:
-        """The whole hash list."""
-        self.hashes_wanted = False
-        chunks = self.info.chunks
-        for start in range(0, len(chunks), HASHES_PER_FRAME_MAX):
-            piece = chunks[start : start + HASHES_PER_FRAME_MAX]
-            await send_message(self._channel, Hashes(start, piece))
+async def _send_hashes(channel: Channel, info: BlobInfo) -> None:
+    for start in range(0, len(info.chunks), HASHES_PER_FRAME_MAX):
+        await send_message(channel, Hashes(start, info.chunks[start : start + HASHES_PER_FRAME_MAX]))

@@ -92,14 +92,7 @@ class TicketBook:
 
         Raises `TicketRefused`, `Expired`, `WrongPeer` (another reader's) or `ReplayedProof`.
         """
-        ticket = self._tickets.get(ticket_digest(claim.secret))
-        if ticket is None or not hmac.compare_digest(ticket.secret, claim.secret):
-            raise TicketRefused("no such ticket here; ask the holder for a new one")
-        if not hmac.compare_digest(ticket.reader, claim.reader):
-            raise WrongPeer("the ticket was issued to another reader")
-        if self._clock() >= ticket.expires:
-            self._drop(ticket_digest(ticket.secret))
-            raise Expired("the ticket; ask the holder for a new one")
+        ticket = self.find(claim.secret, claim.reader)
         proof = claim_bytes(self._holder, nonce, ticket_digest(claim.secret))
         try:
             verify_bytes(claim.reader, claim.signature, proof, "bulk claim")
@@ -107,6 +100,21 @@ class TicketBook:
             raise ReplayedProof("the claim was not signed for this connection") from None
         if not hmac.compare_digest(digest, ticket_digest(claim.secret)):
             raise TicketRefused("another ticket was announced")
+        return ticket
+
+    def find(self, secret: bytes, reader: bytes) -> Ticket:
+        """The good ticket with this secret, shown by a reader who has proved itself on its connection already.
+
+        Raises `TicketRefused`, `WrongPeer` or `Expired`.
+        """
+        ticket = self._tickets.get(ticket_digest(secret))
+        if ticket is None or not hmac.compare_digest(ticket.secret, secret):
+            raise TicketRefused("no such ticket here; ask the holder for a new one")
+        if not hmac.compare_digest(ticket.reader, reader):
+            raise WrongPeer("the ticket was issued to another reader")
+        if self._clock() >= ticket.expires:
+            self._drop(ticket_digest(ticket.secret))
+            raise Expired("the ticket; ask the holder for a new one")
         return ticket
 
     def _drop(self, digest: bytes) -> bool:

@@ -5,8 +5,7 @@ both ends have one (`offloading.py` chooses), QUIC otherwise and whenever an off
 broken connections: chunks that arrived stay, and only missing ones are asked for again.
 """
 
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -19,29 +18,26 @@ from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.counters import BulkCounters
 from ioc_node.bulk.endpoint import Listener
 from ioc_node.bulk.engines import Engine, EngineName, load_engine
-from ioc_node.bulk.fetching import QuicFetch
+from ioc_node.bulk.gathering import Gathering, Renew, Source, Target
 from ioc_node.bulk.offload import Landing, Offload, OffloadSource
 from ioc_node.bulk.offloading import Offloads
 from ioc_node.bulk.serving import Serving
+from ioc_node.bulk.small import fetch_small
+from ioc_node.bulk.targets import DiskTarget, OnProgress, StreamTarget
 from ioc_node.bulk.tickets import TicketBook
 from ioc_node.bulk.udp import UdpSocket, open_udp
-from ioc_node.errors import PeerUnreachable
+from ioc_node.errors import NodeError
 from ioc_node.runtime.driver import open_background
 from ioc_wire import limits
 from ioc_wire.bulk import Endpoint, Ticket, format_blob_id
-from ioc_wire.errors import Busy, Closing, Expired, TicketRefused
+from ioc_wire.errors import WireError
 from ioc_wire.signed import public_bytes
 
-ATTEMPTS_MAX: Final = 6
-"""Attempts in a row that bring nothing before a holder is given up."""
-BACKOFF_SECONDS: Final = 0.1
-BACKOFF_SECONDS_MAX: Final = 3.0
 FETCHES_MAX: Final = 32
-
-OnProgress = Callable[[int, int], None]
-"""Told `(bytes here, bytes of the blob)` after every chunk; must not raise."""
-Renew = Callable[[], Awaitable[Ticket]]
-"""Asks the holder for a new ticket, over a link."""
+CONNECTIONS_MAX: Final = 4
+CONNECTION_BYTES: Final = 256 << 20
+"""A blob of twice this size deserves a second connection to each holder, and so on."""
+AHEAD_CHUNKS: Final = 16
 
 _log = structlog.get_logger()
 
@@ -58,6 +54,8 @@ class TransferReport:
     transport: str
     """`local`, the name of an offload, or `quic/qh3`, `quic/aioquic`."""
     reason: str
+    shares: tuple[tuple[bytes, int], ...] = ()
+    """Bytes that each holder (public key) gave."""
 
     @property
     def mb_s(self) -> float:
@@ -75,8 +73,10 @@ class BulkEndpoint:
         engine: Engine,
         udp: UdpSocket,
         offloads: Sequence[Offload],
+        connections_max: int,
     ) -> None:
         self.store = store
+        self.connections_max = connections_max
         self.public_key = public_bytes(key)
         self.port = udp.port
         self.engine = engine.name
@@ -102,7 +102,13 @@ class BulkEndpoint:
             nursery.start_soon(self._listener.serve)
 
     def issue_ticket(
-        self, blob: bytes, reader: bytes, *, hosts: Sequence[str], seconds: float = limits.TICKET_SECONDS_MAX
+        self,
+        blob: bytes,
+        reader: bytes,
+        *,
+        hosts: Sequence[str],
+        seconds: float = limits.TICKET_SECONDS_MAX,
+        offloads: bool = True,
     ) -> Ticket:
         """A ticket for a blob that is here, with the ways to it. Raises `NotFound` or `Busy`."""
         return self.tickets.issue(
@@ -111,7 +117,7 @@ class BulkEndpoint:
             seconds=seconds,
             size=self.store.size(blob),
             endpoints=tuple(Endpoint(host, self.port) for host in hosts),
-            offloads=self.offloads.export(blob),
+            offloads=self.offloads.export(blob) if offloads else (),
         )
 
     async def fetch(
@@ -120,17 +126,24 @@ class BulkEndpoint:
         """Bring the ticket's blob here, whatever way, verified.
 
         Raises `PeerUnreachable` when the holder cannot be reached any more, `BlobCorrupt` when it sent wrong
-        bytes (try another holder: verified chunks are kept), `StorageFull`, `WrongPeer`, or the holder's refusal.
+        bytes (try another holder: verified chunks are kept), `StorageUnusable`, `WrongPeer`, or the holder's refusal.
         `renew` is asked for a new ticket when the holder no longer knows this one (it restarted).
         """
+        return await self.gather([Source(ticket, renew)], on_progress=on_progress)
+
+    async def gather(
+        self, sources: Sequence[Source], *, on_progress: OnProgress | None = None
+    ) -> TransferReport:
+        """Bring a blob here from several holders at once. Raises as `fetch`: the fault of the last source left."""
         started = trio.current_time()
-        async with self._fetches, self.store.lock_of(ticket.blob):
-            if self.store.has(ticket.blob):
-                size = self.store.size(ticket.blob)
-                return TransferReport(ticket.blob, size, 0, 0, 0.0, "local", "the blob is already here")
-            landing = Landing(ticket, self._key, self.store)
+        blob = sources[0].ticket.blob
+        async with self._fetches, self.store.lock_of(blob):
+            if self.store.has(blob):
+                size = self.store.size(blob)
+                return TransferReport(blob, size, 0, 0, 0.0, "local", "the blob is already here")
+            landing = Landing(sources[0].ticket, self._key, self.store)
             try:
-                transport, reason = await self._bring(landing, on_progress, renew)
+                transport, reason = await self._bring(landing, sources, on_progress)
                 assert landing.partial is not None
                 info = await landing.partial.finish()
             finally:
@@ -139,65 +152,77 @@ class BulkEndpoint:
         seconds = trio.current_time() - started
         moved = info.size - landing.bytes_resumed
         _log.info("blob_fetched", blob=format_blob_id(info.blob), bytes=moved, transport=transport)
-        return TransferReport(info.blob, info.size, moved, landing.bytes_resumed, seconds, transport, reason)
+        shares = tuple((each.ticket.holder, each.bytes_kept) for each in sources if each.bytes_kept)
+        return TransferReport(
+            info.blob, info.size, moved, landing.bytes_resumed, seconds, transport, reason, shares
+        )
 
     async def _bring(
-        self, landing: Landing, on_progress: OnProgress | None, renew: Renew | None
+        self, landing: Landing, sources: Sequence[Source], on_progress: OnProgress | None
     ) -> tuple[str, str]:
         await landing.resume()
-        brought = await self.offloads.bring(landing, on_progress)
-        if brought.transport is not None:
-            return brought.transport, brought.reason
+        reasons = []
+        for source in sources:
+            landing.ticket = source.ticket
+            before = landing.bytes_present
+            brought = await self.offloads.bring(landing, on_progress)
+            source.bytes_kept += landing.bytes_present - before
+            if brought.transport is not None:
+                return brought.transport, brought.reason
+            reasons.append(brought.reason)
         before, began = landing.bytes_present, trio.current_time()
-        await self._fetch_quic(landing, on_progress, renew)
-        moved = landing.bytes_present - before
-        self.offloads.measured_quic(landing.ticket.holder, moved, trio.current_time() - began)
-        return f"quic/{self.engine}", brought.reason
+        await self._gathering(sources, DiskTarget(landing, on_progress)).run()
+        if len(sources) == 1:
+            moved = landing.bytes_present - before
+            self.offloads.measured_quic(sources[0].ticket.holder, moved, trio.current_time() - began)
+        return f"quic/{self.engine}", "; ".join(dict.fromkeys(reasons))
 
-    async def _fetch_quic(
-        self, landing: Landing, on_progress: OnProgress | None, renew: Renew | None
-    ) -> None:
-        failures = 0
-        arrived = False
+    async def fetch_small(self, tickets: Sequence[Ticket]) -> dict[bytes, WireError]:
+        """Bring small blobs of one holder here, all over one connection. Returns those it did not give, with why.
 
-        def progress(_length: int) -> None:
-            nonlocal arrived
-            arrived = True
-            if on_progress is not None and landing.partial is not None:
-                on_progress(landing.partial.bytes_present, landing.partial.info.size)
+        Their tickets are used up. Raises `PeerUnreachable`, `BlobCorrupt` (what came before is kept) or
+        `StorageUnusable`.
+        """
+        async with self._fetches:
+            missed = await fetch_small(self._engine, self._key, self.store, self.counters, tickets)
+        self.counters.transfers[f"quic/{self.engine}"] += len(tickets) - len(missed)
+        return missed
 
-        for attempt in range(1 << 30):
-            endpoints = landing.ticket.endpoints
-            if not endpoints:
-                raise PeerUnreachable("the ticket names no endpoint; ask the holder for another")
-            arrived = False
+    def _gathering(self, sources: Sequence[Source], target: Target) -> Gathering:
+        return Gathering(
+            self._engine, self._key, sources, target, self.counters, connections=self._connections_for
+        )
+
+    def _connections_for(self, size: int) -> int:
+        return max(1, min(self.connections_max, size // CONNECTION_BYTES))
+
+    @asynccontextmanager
+    async def open_blob(
+        self,
+        sources: Sequence[Source],
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        ahead: int = AHEAD_CHUNKS,
+    ) -> AsyncIterator[AsyncIterator[memoryview]]:
+        """Bytes `start` … `stop - 1` of a blob that others hold, verified and in order, while they arrive.
+
+        Nothing is kept here: at most `ahead` chunks wait for whoever iterates, and holders wait with them. Iterating
+        raises as `fetch` does, and `UsageError` for bytes beyond the end.
+        """
+        target = StreamTarget(sources[0].ticket.blob, start, stop, ahead=ahead)
+        gathering = self._gathering(sources, target)
+        target.wake = gathering.wake
+
+        async def run() -> None:
             try:
-                await QuicFetch(self._engine, landing, self.counters, progress).run(
-                    endpoints[attempt % len(endpoints)]
-                )
-                return
-            except (PeerUnreachable, Busy, Closing) as error:
-                failure: Exception = error
-            except (TicketRefused, Expired) as error:
-                if renew is None:
-                    raise
-                failure = error
-                renewed = await renew()
-                if renewed.blob != landing.ticket.blob:
-                    raise TicketRefused("the renewed ticket is for another blob") from None
-                landing.ticket = renewed
-            failures = 1 if arrived else failures + 1
-            if failures >= ATTEMPTS_MAX * len(endpoints):
-                name = format_blob_id(landing.ticket.blob)
-                raise PeerUnreachable(f"holder of {name} given up after {failures} attempts: {failure}")
-            self.counters.reconnections += 1
-            _log.info("bulk_reconnecting", attempt=failures, error=str(failure))
-            await trio.sleep(_backoff_seconds(failures))
+                await gathering.run()
+            except (WireError, NodeError) as error:
+                target.fail(error)
 
-
-def _backoff_seconds(failures: int) -> float:
-    ceiling = min(BACKOFF_SECONDS * 2**failures, BACKOFF_SECONDS_MAX)
-    return random.uniform(ceiling / 2, ceiling)  # noqa: S311  # spreads load, keeps no secret
+        async with self._fetches, open_background() as background:
+            background.start_soon(run)
+            yield target.pieces()
 
 
 @asynccontextmanager
@@ -209,6 +234,7 @@ async def open_bulk(
     port: int = 0,
     engine: EngineName = "auto",
     offloads: Sequence[Offload] = (),
+    connections_max: int = CONNECTIONS_MAX,
 ) -> AsyncIterator[BulkEndpoint]:
     """A bulk endpoint on UDP `host`:`port` (0 takes a free one), served until the block ends.
 
@@ -221,7 +247,7 @@ async def open_bulk(
         chosen = load_engine(engine, key)
         udp = open_udp(host, port)
         stack.callback(udp.close)
-        endpoint = BulkEndpoint(store, key, chosen, udp, offloads)
+        endpoint = BulkEndpoint(store, key, chosen, udp, offloads, connections_max)
         async with open_background() as background:
             background.start_soon(endpoint.serve)
             await trio.lowlevel.checkpoint()

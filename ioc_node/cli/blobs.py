@@ -1,8 +1,13 @@
 """`add` and `get`: files as blobs, named by what is in them."""
 
+import secrets
+import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import click
+import trio
 from rich.console import Console
 
 from ioc_node import api
@@ -52,16 +57,42 @@ def add(home: Path, file: Path, announce: bool, as_json: bool) -> None:
 
 @click.command()
 @click.argument("blob")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where to write it.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="Where to write it; - is stdout.",
+)
+@click.option(
+    "--range", "span", metavar="FROM-TO", help="Only these bytes, counted from 0, TO included: 0-99."
+)
 @with_home
-def get(home: Path, blob: str, output: Path, as_json: bool) -> None:
-    """Fetch BLOB from whoever holds it, verify every byte, and write it to a file."""
+def get(home: Path, blob: str, output: Path, span: str | None, as_json: bool) -> None:
+    """Fetch BLOB from whoever holds it, verify every byte, and write it to a file or to stdout.
+
+    To stdout, and with --range, bytes are passed on as they arrive and no copy is kept on the node.
+    """
+    if len(blob) == BLOB_CHARS:
+        parse_blob_id(blob)
+    start, stop = _parse_range(span)
+    if str(output) == "-":
+        if as_json:
+            raise UsageError("--json and -o - both want stdout: write to a file")
+        ask(home, lambda node: _pour(node, blob, start, stop, sys.stdout.buffer))
+        return
     if output.is_dir():
         raise UsageError(f"{output} is a folder; name the file to write")
     if not output.absolute().parent.is_dir():
         raise UsageError(f"the folder {output.absolute().parent} does not exist")
-    if len(blob) == BLOB_CHARS:
-        parse_blob_id(blob)
+    if span is not None:
+        size = ask(home, lambda node: _pour_into(node, blob, start, stop, output))
+        show(
+            as_json,
+            {"blob": blob, "path": str(output), "size": size, "start": start},
+            lambda console: console.print(f"wrote {output} ({size_text(size)})", markup=False),
+        )
+        return
 
     async def fetch(node: RemoteNode) -> api.Got:
         return await node.get(parse_blob_id(await _whole(node, blob)), output)
@@ -90,6 +121,45 @@ def get(home: Path, blob: str, output: Path, as_json: bool) -> None:
         )
 
     show(as_json, facts, render)
+
+
+def _parse_range(span: str | None) -> tuple[int, int | None]:
+    if span is None:
+        return 0, None
+    first, dash, last = span.partition("-")
+    if not (dash and first.isdecimal() and (last.isdecimal() or not last)):
+        raise UsageError(f"--range {span!r} is no range of bytes: write 0-99, or 100- for all from there on")
+    start, stop = int(first), int(last) + 1 if last else None
+    if stop is not None and stop <= start:
+        raise UsageError(f"--range {span} ends before it begins")
+    return start, stop
+
+
+async def _pour(node: RemoteNode, word: str, start: int, stop: int | None, into: BinaryIO) -> int:
+    """Write bytes as they come; a slow reader of `into` slows the holders down."""
+    written = 0
+    blob = parse_blob_id(await _whole(node, word))
+    async with node.open_blob(blob, start=start, stop=stop) as pieces:
+        async for piece in pieces:
+            await trio.to_thread.run_sync(into.write, piece)
+            written += len(piece)
+    await trio.to_thread.run_sync(into.flush)
+    return written
+
+
+async def _pour_into(node: RemoteNode, word: str, start: int, stop: int | None, path: Path) -> int:
+    """The same into a file that has its name only when it is whole."""
+    sibling = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with sibling.open("xb") as file:
+            written = await _pour(node, word, start, stop, file)
+        sibling.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            sibling.unlink(missing_ok=True)
+    return written
 
 
 async def _whole(node: RemoteNode, word: str) -> str:

@@ -2,7 +2,8 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from ioc_node.bulk.transfers import BulkEndpoint, Renew, TransferReport
+from ioc_node.bulk.gathering import Renew
+from ioc_node.bulk.transfers import BulkEndpoint, TransferReport
 from ioc_node.runtime.links import Link
 from ioc_wire.bulk import Ticket
 from ioc_wire.market import Contact, Demand, OffersFound

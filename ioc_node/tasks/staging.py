@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from ioc_node.bulk.transfers import TransferReport
-from ioc_node.errors import NodeError, StorageFull
+from ioc_node.errors import NodeError, StorageUnusable
 from ioc_node.executors.executor import BadProgram, Bounds, Executor, FolderUnusable, Outcome, Report, Work
 from ioc_node.executors.folder import open_output, remove_folder
 from ioc_node.metering.usage import Meter
@@ -181,7 +181,7 @@ class Workshop:
                 missing = not (attempt.work_folder / output.path).exists()
                 text = f"output {output.path!r} was never written" if missing else str(error)
                 return Ended("EXECUTOR_ERROR", text)
-            except StorageFull as error:
+            except StorageUnusable as error:
                 return Ended("SYSTEM_ERROR", f"output {output.path!r} could not be kept: {error}")
         attempt.meter.add_outputs(sum(output.size for output in kept))
         return Ended("COMPLETE", outcome.reason, tuple(kept))

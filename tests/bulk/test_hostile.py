@@ -165,7 +165,7 @@ async def test_a_holder_that_sends_without_end_is_cut_off(bob_store: BlobStore, 
 
 async def test_a_silent_holder_is_given_up(bob_store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "STALL_SECONDS", 0.1)
-    monkeypatch.setattr("ioc_node.bulk.transfers.BACKOFF_SECONDS_MAX", 0.01)
+    monkeypatch.setattr("ioc_node.bulk.gathering.BACKOFF_SECONDS_MAX", 0.01)
 
     async def silence(channel: Channel) -> None:
         await trio.sleep_forever()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from ioc_node.bulk import endpoint, fetching
+from ioc_node.bulk import endpoint, gathering, schedule
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.offload import load_offloads
 from ioc_node.bulk.offloads.shm import ShmDescriptor, ShmOffload
@@ -67,7 +67,8 @@ async def holding(
 async def test_a_transfer_survives_the_holders_death(
     tmp_path: Path, bob_store: BlobStore, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetching, "CREDIT_CHUNKS", 4)  # so that most of the blob is not yet on its way
+    monkeypatch.setattr(schedule, "WINDOW_MAX", 4)  # so that most of the blob is not yet on its way,
+    monkeypatch.setattr(gathering, "BATCH_CHUNKS_MAX", 1)  # nor waiting to be written
     monkeypatch.setattr(endpoint, "QUIET_SECONDS", 0.2)
     monkeypatch.setattr(endpoint, "SILENT_SECONDS_MAX", 0.8)
     info = await prepare(tmp_path, SMALL)
@@ -80,14 +81,17 @@ async def test_a_transfer_survives_the_holders_death(
                 first.process.send_signal(signal.SIGKILL)
 
         async def renew() -> Ticket:
+            await restarted.wait()
             return second.ticket
 
         second = first
+        restarted = trio.Event()
 
         async def restart() -> None:
             nonlocal second
             await first.process.wait()
             second = await start_holder(nursery, tmp_path, first.port, engine)
+            restarted.set()
 
         nursery.start_soon(restart)
         report = await bob.fetch(first.ticket, on_progress=kill_early, renew=renew)

@@ -22,4 +22,4 @@ async def test_one_file_added_by_many_at_once(tmp_path: Path) -> None:
                 nursery.start_soon(add)
     assert store.list_blobs() == list(found)
     left = {path.name for path in (tmp_path / "blobs" / "complete").iterdir()}
-    assert len(left) == 2, left
+    assert len(left) == 1, left

@@ -148,7 +148,7 @@ async def test_no_room_at_the_reader_is_told_before_anything_moves(
 
 
 async def test_nobody_there_is_an_end(bob_store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ioc_node.bulk.transfers.BACKOFF_SECONDS_MAX", 0.05)
+    monkeypatch.setattr("ioc_node.bulk.gathering.BACKOFF_SECONDS_MAX", 0.05)
     async with open_bulk(bob_store, BOB) as bob:
         async with open_bulk(bob_store, ALICE) as gone:
             port = gone.port
@@ -161,7 +161,7 @@ async def test_nobody_there_is_an_end(bob_store: BlobStore, monkeypatch: pytest.
             5,
             (Endpoint("127.0.0.1", port),),
         )
-        with trio.fail_after(20), pytest.raises(PeerUnreachable, match="given up after 6 attempts"):
+        with trio.fail_after(20), pytest.raises(PeerUnreachable, match="given up after 8 attempts"):
             await bob.fetch(ticket)
 
 

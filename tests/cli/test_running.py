@@ -132,6 +132,16 @@ def test_a_file_goes_in_and_comes_out_elsewhere(cli: Cli, shared_net: Testnet, t
     source.write_bytes(os.urandom(700_001))
     added = cli.json(shared_net["consumer-1"].home, "add", source)
     assert added["size"] == 700_001
+    data = source.read_bytes()
+    home = shared_net["provider-1"].home
+    for span, part in (("3-9", data[3:10]), ("699999-", data[-2:])):  # from its holder: no copy is here
+        cli.text(home, "get", added["blob"], "-o", target, "--range", span)
+        assert target.read_bytes() == part
+    cli.refused(home, "get", added["blob"], "-o", target, "--range", "0-999999", words=["not within"], code=2)
+    cli.refused(home, "get", added["blob"], "-o", target, "--range", "9-3", words=["ends before"], code=2)
+    cli.refused(home, "get", added["blob"], "-o", "-", "--json", words=["both want stdout"], code=2)
+    command = [*NODE, "--home", str(home), "get", added["blob"], "-o", "-"]
+    assert subprocess.run(command, check=True, capture_output=True, timeout=60).stdout == data
     got = cli.json(shared_net["provider-1"].home, "get", added["blob"], "-o", target)
     assert got["bytes_moved"] == 700_001
     assert hashlib.sha256(target.read_bytes()).digest() == hashlib.sha256(source.read_bytes()).digest()

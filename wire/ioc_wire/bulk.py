@@ -17,6 +17,13 @@ reader speaks first:
     Want(ranges, credit)           →
                                    ←    CHUNK …                       at most `credit` of them
     Credit(chunks)                 →                                  … and as many more
+    WantSmall(secrets)             →
+                                   ←    CHUNK | Missed …              one for each secret, in order
+
+A Want adds to those before it: its chunks come after theirs, its credit counts for all. WantSmall asks for whole
+blobs of at most `SMALL_BYTES_MAX`, each by the secret of a ticket of its own (for the same reader, who has proved
+itself on this connection). A CHUNK that answers it carries the place of the secret in the question as its index; the
+blob's name is enough to verify it. Such a ticket is used up when its blob was sent.
 
 The claim's signature covers holder key, nonce and ticket digest. The reader makes it only after it has found
 the holder's key in the certificate of this very TLS connection, so nobody in between can use it; a second use
@@ -44,6 +51,14 @@ OFFLOAD_PAYLOAD_BYTES_MAX: Final = 1024
 ENDPOINTS_MAX: Final = 8
 RANGES_MAX: Final = 4096
 """Ranges in one Want; a reader with more holes asks again."""
+RANGES_WAITING_MAX: Final = 2 * RANGES_MAX
+"""Ranges that a reader may have asked for and not been sent."""
+SMALL_BYTES_MAX: Final = 64 << 10
+"""A small blob: one that WantSmall may ask for."""
+SMALL_BATCH_MAX: Final = 256
+"""Small blobs in one WantSmall."""
+SMALL_BATCHES_WAITING_MAX: Final = 4
+TICKETS_ASKED_MAX: Final = 1024
 HASHES_PER_FRAME_MAX: Final = 8192
 CREDIT_CHUNKS_MAX: Final = 64
 """Chunks that may be on their way on one stream."""
@@ -224,7 +239,7 @@ class ChunkRange(Message, frozen=True):
 
 
 class Want(Message, frozen=True):
-    """Ask for chunks, in this order; `credit` of them may be sent before the next Credit."""
+    """Ask for chunks, in this order, after those asked for before; `credit` adds to what may be sent."""
 
     ranges: Annotated[tuple[ChunkRange, ...], msgspec.Meta(min_length=1, max_length=RANGES_MAX)]
     credit: Annotated[int, msgspec.Meta(ge=1, le=CREDIT_CHUNKS_MAX)]
@@ -236,7 +251,23 @@ class Credit(Message, frozen=True):
     chunks: Annotated[int, msgspec.Meta(ge=1, le=CREDIT_CHUNKS_MAX)]
 
 
-BulkMessage = Hello | Challenge | Claim | Accept | Refusal | WantHashes | Hashes | Want | Credit
+class WantSmall(Message, frozen=True):
+    """Ask for whole small blobs, by the secrets of their tickets."""
+
+    secrets: Annotated[tuple[Digest, ...], msgspec.Meta(min_length=1, max_length=SMALL_BATCH_MAX)]
+
+
+class Missed(Message, frozen=True):
+    """The blob of the secret at `place` in a WantSmall is not sent: a code of `ioc_wire.errors`."""
+
+    place: Annotated[int, msgspec.Meta(ge=0, lt=SMALL_BATCH_MAX)]
+    code: UInt
+    detail: ShortText = ""
+
+
+BulkMessage = (
+    Hello | Challenge | Claim | Accept | Refusal | WantHashes | Hashes | Want | Credit | WantSmall | Missed
+)
 
 FRAME_HEADER: Final = struct.Struct(">BI")
 CHUNK_INDEX: Final = struct.Struct(">I")
@@ -251,6 +282,8 @@ _KINDS: Final[dict[int, type[BulkMessage]]] = {
     7: Hashes,
     8: Want,
     9: Credit,
+    10: WantSmall,
+    11: Missed,
 }
 _TYPES: Final = {kind: number for number, kind in _KINDS.items()}
 
@@ -301,3 +334,45 @@ class TicketIssued(Message, tag=61, frozen=True):
     """Answer to `RequestTicket` and to `GrantOutput` (`ioc_wire.tasks`)."""
 
     ticket: Ticket
+
+
+class RequestTickets(Message, tag=64, frozen=True):
+    """The asking peer wants to read all of `blobs`. Answer: `TicketsIssued`."""
+
+    blobs: Annotated[tuple[Digest, ...], msgspec.Meta(min_length=1, max_length=TICKETS_ASKED_MAX)]
+
+
+class Grant(Message, frozen=True):
+    """What differs between tickets that are issued together."""
+
+    secret: Digest
+    size: Annotated[int, msgspec.Meta(ge=0, le=BLOB_BYTES_MAX)]
+
+
+class TicketsIssued(Message, tag=65, frozen=True):
+    """A grant, or nil where the blob is not shared, for each blob in the order of the question. The tickets' holder and
+    reader are the two ends of the link; they expire together and name the same endpoints."""
+
+    grants: Annotated[tuple[Grant | None, ...], msgspec.Meta(max_length=TICKETS_ASKED_MAX)]
+    expires: UInt
+    endpoints: Annotated[tuple[Endpoint, ...], msgspec.Meta(max_length=ENDPOINTS_MAX)] = ()
+
+
+def tickets_of(
+    issued: TicketsIssued, blobs: Sequence[bytes], holder: bytes, reader: bytes
+) -> list[Ticket | None]:
+    """The tickets of an answer to `RequestTickets(blobs)`; raises `Malformed` where it answers something else."""
+    if len(issued.grants) != len(blobs):
+        raise Malformed(f"{len(issued.grants)} grants for {len(blobs)} blobs")
+    return [
+        Ticket(grant.secret, blob, holder, reader, issued.expires, grant.size, issued.endpoints)
+        if grant is not None
+        else None
+        for blob, grant in zip(blobs, issued.grants, strict=True)
+    ]
+
+
+def is_blob(blob: bytes, data: bytes | memoryview) -> bool:
+    """Whether `data`, of at most one chunk, is all of `blob`."""
+    chunks = (chunk_hash(data),) if data else ()
+    return len(data) <= limits.CHUNK_BYTES and blob_id_of(len(data), chunks) == blob

@@ -56,6 +56,8 @@ Body = (
     | tasks.Done
     | bulk.RequestTicket
     | bulk.TicketIssued
+    | bulk.RequestTickets
+    | bulk.TicketsIssued
 )
 
 NODE_CODEC: Final = UnionCodec(Body)

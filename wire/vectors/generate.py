@@ -350,6 +350,8 @@ def blobs() -> Vector:
         bulk.Hashes(0, (digest("a"), digest("b"), digest("c"))),
         bulk.Want((bulk.ChunkRange(0, 2),), 2),
         bulk.Credit(1),
+        bulk.WantSmall((secret, digest("another secret"))),
+        bulk.Missed(1, 24, "it was removed"),
     ]
     return {
         "blobs": [
