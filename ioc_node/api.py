@@ -415,7 +415,8 @@ class GetOverview(Message, frozen=True, tag=160):
 
 class OverviewRow(Message, frozen=True):
     """All that lies under one node prefix (`cn.r3301`). `connected` providers told their status of late; of their
-    hosts `cores_free_milli` of `cores_told_milli` are free. `peak_gops`: billions of operations per second of all
+    hosts, `hosts_told`, `cores_free_milli` of `cores_told_milli` are free, and `accelerators_free_milli` of
+    `accelerators_told_milli`. `peak_gops`: billions of operations per second of all
     accelerators together, by precision. `head_issued`: of the newest head, seconds since 1970."""
 
     node: str
@@ -429,6 +430,9 @@ class OverviewRow(Message, frozen=True):
     accelerators: int
     peak_gops: tuple[tuple[str, int], ...]
     head_issued: int
+    hosts_told: int = 0
+    accelerators_told_milli: int = 0
+    accelerators_free_milli: int = 0
 
 
 class Overview(Message, frozen=True, tag=161):

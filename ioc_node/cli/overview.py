@@ -1,8 +1,9 @@
 """`status`, `peers`, `overview` and `id`: the node itself, whom it knows, and what a core node holds."""
 
 import time
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -13,6 +14,10 @@ from ioc_node.config import KEY_NAME
 from ioc_node.runtime.keys import load_key
 from ioc_wire.identity import format_node_id, node_id_of
 from ioc_wire.signed import public_bytes
+
+_SUMMED: Final = tuple(
+    name for name in api.OverviewRow.__struct_fields__ if name not in ("node", "peak_gops", "head_issued")
+)
 
 
 @click.command()
@@ -84,36 +89,57 @@ def render_peers(console: Console, rows: tuple[api.PeerRow, ...]) -> None:
 @click.command()
 @with_home
 def overview(home: Path, as_json: bool) -> None:
-    """Show what this core node holds, per node prefix: providers, identifiers, hosts, accelerators, what is free."""
+    """Show what this core node holds, per node prefix: providers and hosts (those that told their status of late, of
+    all), identifiers, accelerators, what is free of them, and peak rates by precision."""
     found = ask(home, lambda node: node.overview())
-    rows = [{name: getattr(row, name) for name in row.__struct_fields__} for row in found.rows]
-    for row in rows:
+    *rows, total = [
+        {name: getattr(row, name) for name in row.__struct_fields__}
+        for row in (*found.rows, sum_up(found.rows))
+    ]
+    for row in (*rows, total):
         row["peak_gops"] = dict(row["peak_gops"])
-    facts = {"rows": rows, "interest": found.interest, "made": found.made}
+    facts = {"rows": rows, "total": total, "interest": found.interest, "made": found.made}
     show(as_json, facts, lambda console: render_overview(console, found))
 
 
 def render_overview(console: Console, found: api.Overview) -> None:
     """One line per node prefix; peak rates by precision, which are never added together."""
-    counts = ("providers", "identifiers", "hosts", "accelerators", "free cores", "newest head")
+    shares = ("cores free", "accelerators", "acc. free")
+    counts = ("providers", "identifiers", "hosts", *shares, "newest head")
     made = table("node", *counts, "peak TFLOPS", right=counts, fold=("peak TFLOPS",))
-    for row in found.rows:
-        told = row.cores_told_milli
+    rows = (*found.rows, sum_up(found.rows)) if len(found.rows) > 1 else found.rows
+    for row in rows:
         made.add_row(
             row.node,
             f"{row.connected} of {row.providers}",
-            str(row.identifiers),
-            str(row.hosts),
-            str(row.accelerators),
-            f"{100 * row.cores_free_milli / told:.0f} %" if told else "-",
+            f"{row.identifiers:,}",
+            f"{row.hosts_told:,} of {row.hosts:,}",
+            _share(row.cores_free_milli, row.cores_told_milli),
+            f"{row.accelerators:,}",
+            _share(row.accelerators_free_milli, row.accelerators_told_milli),
             f"{span_text(max(0.0, found.made - row.head_issued))} ago",
-            ", ".join(f"{name} {gops / 1000:,.0f}" for name, gops in row.peak_gops) or "-",
+            "\n".join(f"{name} {gops / 1000:,.0f}" for name, gops in row.peak_gops) or "-",
+            end_section=len(found.rows) > 1 and row is found.rows[-1],
         )
     console.print(made if found.rows else "this core node holds nothing yet")
     if found.interest:
         console.print(
             plain(f"replicated here: {', '.join(found.interest)}; the rest is asked of other core nodes")
         )
+
+
+def sum_up(rows: tuple[api.OverviewRow, ...]) -> api.OverviewRow:
+    """All rows in one; each precision by itself."""
+    peaks: Counter[str] = Counter()
+    for row in rows:
+        peaks.update(dict(row.peak_gops))
+    sums = {name: sum(getattr(row, name) for row in rows) for name in _SUMMED}
+    newest = max((row.head_issued for row in rows), default=0)
+    return api.OverviewRow(node="all", peak_gops=tuple(sorted(peaks.items())), head_issued=newest, **sums)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "-"
 
 
 @click.command("id")

@@ -18,6 +18,12 @@ from ioc_wire.records import Accelerator
 PROVIDERS_STEP: Final = 128
 ROWS_STEP: Final = 1 << 15
 
+_FIXED: Final = (
+    *("hosts", "hosts_told", "cores", "known", "free"),
+    *("accelerators", "accelerators_told", "accelerators_free"),
+)
+"""Sums that are no peak rates."""
+
 Sums = npt.NDArray[np.float64]
 
 
@@ -83,6 +89,9 @@ def _row_sums(
             "cores": table["cores"][rows],
             "known": table["cores"][rows] * fresh,
             "free": table["free_cores"][rows] * fresh,
+            "hosts_told": fresh,
+            "accelerators_told": per_shape["accelerators"][shape] * fresh * 1000,
+            "accelerators_free": table.free_accelerators[:, rows].sum(axis=0, dtype=np.int64) * fresh,
             **{name: values[shape] for name, values in per_shape.items()},
         }
         for name, part in parts.items():
@@ -102,7 +111,7 @@ def _peaks(shape: tuple[Accelerator, ...]) -> dict[str, int]:
 
 def _row(node: str, tally: _Tally) -> OverviewRow:
     columns = dict(tally.columns)
-    fixed = {name: columns.pop(name, 0) for name in ("hosts", "cores", "known", "free", "accelerators")}
+    fixed = {name: columns.pop(name, 0) for name in _FIXED}
     return OverviewRow(
         node=node,
         providers=tally.providers,
@@ -115,4 +124,7 @@ def _row(node: str, tally: _Tally) -> OverviewRow:
         accelerators=fixed["accelerators"],
         peak_gops=tuple((name, value) for name, value in sorted(columns.items()) if value),
         head_issued=tally.head_issued,
+        hosts_told=fixed["hosts_told"],
+        accelerators_told_milli=fixed["accelerators_told"],
+        accelerators_free_milli=fixed["accelerators_free"],
     )

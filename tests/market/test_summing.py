@@ -1,5 +1,6 @@
 """What a core node holds, summed up: per node prefix, per precision, and only what is fresh counts as told."""
 
+from ioc_node.cli.overview import sum_up
 from ioc_node.core.catalogue import Catalogue
 from ioc_node.core.steps import run_through
 from ioc_node.market.query import QueryEngine
@@ -30,7 +31,7 @@ def test_sums_per_node_prefix() -> None:
     publish(catalogue, alice, (A100,), ())
     publish(catalogue, bob, (A100, CARD))
     publish(catalogue, carol, (CARD,))
-    for signed in alice.own.sign_status([StatusRow(0, 2000, 1), StatusRow(1, 8000, 1)], unix=UNIX):
+    for signed in alice.own.sign_status([StatusRow(0, 2000, 1, (3500,)), StatusRow(1, 8000, 1)], unix=UNIX):
         catalogue.apply_status(signed, unix=UNIX)
     industry, region = run_through(QueryEngine(catalogue).summing(unix=UNIX + 1))
     assert (industry.node, region.node) == ("cn.ibank", "cn.r3301")
@@ -39,6 +40,14 @@ def test_sums_per_node_prefix() -> None:
     assert (region.providers, region.connected, region.identifiers, region.hosts) == (2, 1, 3, 3)
     assert (region.cores_milli, region.cores_told_milli, region.cores_free_milli) == (24_000, 16_000, 10_000)
     assert region.accelerators == 18
+    assert (region.hosts_told, region.accelerators_told_milli, region.accelerators_free_milli) == (
+        2,
+        8_000,
+        3_500,
+    )
+    whole = sum_up((industry, region))
+    assert (whole.node, whole.providers, whole.hosts, whole.accelerators) == ("all", 3, 4, 20)
+    assert dict(whole.peak_gops)["int8"] == 20_000
     assert region.peak_gops == (("fp16", 16 * 312_000 + 2_000), ("fp64", 16 * 9_700), ("int8", 10_000))
     assert region.head_issued == UNIX
     (_, later) = run_through(QueryEngine(catalogue).summing(unix=UNIX + 5000))
