@@ -8,7 +8,18 @@ from rich.console import Console
 from rich.text import Text
 
 from ioc_node import api
-from ioc_node.cli.common import ask, money_text, plain, print_json, short, show, stdout, table, with_home
+from ioc_node.cli.common import (
+    ask,
+    money_text,
+    plain,
+    print_json,
+    short,
+    show,
+    size_text,
+    stdout,
+    table,
+    with_home,
+)
 from ioc_node.cli.demands import demand_from, demand_options
 from ioc_node.errors import UsageError
 from ioc_node.market.expression_fields import FIELDS
@@ -78,7 +89,7 @@ def field_facts() -> list[dict[str, Any]]:
 
 def render_fields(console: Console) -> None:
     """One line per field."""
-    made = table("field", "holds", "meaning")
+    made = table("field", "holds", "meaning", fold=("meaning",))
     for facts in field_facts():
         made.add_row(facts["field"], facts["of"], plain(facts["meaning"]))
     console.print(made)
@@ -136,11 +147,28 @@ def offer_facts(offer: Offer, route: str) -> dict[str, Any]:
         "provider": f"{offer.provider.host}:{offer.provider.port}",
         "free_cores": offer.status.free_cores_milli / 1000,
         "free_memory_mib": offer.status.free_memory_mib,
+        "accelerators": [
+            {
+                "type": group.type,
+                "model": group.model,
+                "count": group.count,
+                "free": milli / 1000,
+                "memory_mib": group.memory_mib,
+            }
+            for group, milli in zip(record.accelerators, offer.status.free_accelerators_milli, strict=False)
+        ],
         "price_micro": offer.price_micro,
         "rtt_ms": offer.rtt_us / 1000 if offer.rtt_us >= 0 else None,
         "reasons": list(offer.reasons),
         "route": route,
     }
+
+
+def free_text(facts: dict[str, Any]) -> str:
+    """What is free at an offer, one line per kind."""
+    lines = [f"{facts['free_cores']:.12g} cores", size_text(facts["free_memory_mib"] << 20)]
+    lines += [f"{each['free']:.12g} of {each['count']} {each['model']}" for each in facts["accelerators"]]
+    return "\n".join(lines)
 
 
 def render_found(console: Console, found: api.Found, *, title: str = "", explain: bool = False) -> None:
@@ -157,7 +185,7 @@ def render_found(console: Console, found: api.Found, *, title: str = "", explain
             reasons = [reason for reason in facts["reasons"] if not facts["route"].startswith(reason)]
             for line in (*reasons, facts["route"]):
                 lines.append(f"\n  {line}", style="dim")
-            made.add_row(str(rank), lines, f"{facts['free_cores']:g} cores", money_text(offer.price_micro))
+            made.add_row(str(rank), lines, free_text(facts), money_text(offer.price_micro))
         console.print(made)
     else:
         console.print("no offer: nobody known here can serve this demand now")

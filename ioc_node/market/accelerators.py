@@ -81,8 +81,13 @@ class AcceleratorFit:
     def miss(self, kind: int) -> str:
         item = self._wanted[0]
         there = self._most[self._table.kinds["shape"][kind]]
-        words = " or ".join(item.models) or item.type
-        return f"has {there} of the {item.count_milli / 1000:g} {words} accelerators"
+        words = f"{' or '.join(item.models) or item.type} accelerators"
+        if item.memory_mib_min:
+            words += f" of {item.memory_mib_min} MiB"
+        if item.tflops_min > 0:
+            unit = "TOPS" if item.precision == "int8" else "TFLOPS"
+            words += f" with {item.tflops_min:.12g} {unit} in {item.precision}"
+        return f"has {there} of the {item.count_milli / 1000:.12g} {words}"
 
     def _fits(self, shapes: npt.NDArray[np.integer], rows: Rows | slice | None) -> Mask:
         """Which of these shapes fit with what is free in `rows`, or with all that they have."""

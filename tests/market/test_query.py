@@ -75,6 +75,11 @@ def test_estimate_is_exact_and_rounded_up_once() -> None:
         ({"architectures": "aarch64"}, "architecture", "has x86_64, not aarch64"),
         ({"services": "slurm"}, "services", "lacks one of slurm"),
         ({"accelerators": "gpu:h100:8"}, "accelerators", "has 0 of the 8 h100 accelerators"),
+        (
+            {"accelerators": "gpu:0.5", "accelerator_memory": 1024, "precision": "fp16", "min_tflops": 312.5},
+            "accelerators",
+            "has 0 of the 0.5 gpu accelerators of 1024 MiB with 312.5 TFLOPS in fp16",
+        ),
         ({"max_price": 0.1}, "price", "costs 0.12 per core-hour, at most 0.1 is paid"),
         ({"duration": "2d"}, "duration", "has 86400 of the 172800 seconds that a task may run"),
     ],
