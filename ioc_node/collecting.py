@@ -44,6 +44,14 @@ REFUSED_LOGGED_MAX: Final = 20
 _log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """How many things a look left out, and why: the first few."""
+
+    count: int
+    reasons: tuple[str, ...]
+
+
 @dataclass(slots=True, eq=False)
 class AtWork:
     """One collector, and what is wrong with it now: why it fails, and what it left out."""
@@ -52,16 +60,16 @@ class AtWork:
     collector: Collector
     failures: int = 0
     failure: str = ""
-    left_out: tuple[str, ...] = ()
+    left_out: LeftOut = LeftOut(0, ())
 
     def warning(self) -> str:
         """For people; empty where all is well."""
         if self.failures >= FAILURES_MAX:
             return f"{self.failure}; its hosts are not offered until it answers again"
-        if self.failure or not self.left_out:
+        if self.failure or not self.left_out.count:
             return self.failure
-        more = f", and {len(self.left_out) - 1} more" if len(self.left_out) > 1 else ""
-        return f"left out: {self.left_out[0]}{more}"
+        more = f", and {self.left_out.count - 1} more" if self.left_out.count > 1 else ""
+        return f"left out: {self.left_out.reasons[0]}{more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,14 +180,15 @@ class Collecting:
             raise CollectorFailed(f"what it returned cannot be used: {error}") from None
         faults = [*collected.refused, *refused]
         replaced = await self._registrar.replace(work.config.key, hosts)
-        left_out = (*map(str, faults), *(f"{cid}: {reason}" for cid, reason in replaced.refused))
+        reasons = (*map(str, faults), *(f"{cid}: {reason}" for cid, reason in replaced.refused))
+        left_out = LeftOut(len(reasons), reasons[:REFUSED_LOGGED_MAX])
         if left_out != work.left_out:
-            for reason in left_out[:REFUSED_LOGGED_MAX]:
+            for reason in left_out.reasons:
                 _log.warning("row_refused", source=collected.source, reason=reason)
         if left_out != work.left_out or replaced.added or replaced.changed or replaced.removed:
             _log.info(
                 "collected", collector=work.config.name, source=collected.source, hosts=len(hosts),
-                added=replaced.added, changed=replaced.changed, removed=replaced.removed, refused=len(left_out),
+                added=replaced.added, changed=replaced.changed, removed=replaced.removed, refused=left_out.count,
                 ms=math.ceil((trio.current_time() - started) * 1000),
             )  # fmt: skip
         work.left_out = left_out

@@ -164,8 +164,11 @@ def _enter(home: Path, collector: CollectorConfig) -> None:
     if any(each.key == collector.key for each in NodeConfig.load(home).collectors):
         return
     path, written = home / CONFIG_NAME, home / f"{CONFIG_NAME}.new"
-    table_text = tomli_w.dumps({"collectors": [msgspec.to_builtins(collector)]})
-    written.write_text(f"{path.read_text(encoding='utf-8').rstrip()}\n\n{table_text}", encoding="utf-8")
+    facts = {"name": collector.name, "interval_seconds": collector.interval_seconds}
+    text = f"[[collectors]]\n{tomli_w.dumps(facts)}"  # the whole at once might become an inline list: for the end only
+    if collector.options:
+        text += f"\n{tomli_w.dumps({'collectors': {'options': collector.options}})}"
+    written.write_text(f"{path.read_text(encoding='utf-8').rstrip()}\n\n{text}", encoding="utf-8")
     written.replace(path)
     NodeConfig.load(home)
 
@@ -176,7 +179,9 @@ def render_inventory(console: Console, facts: dict[str, Any]) -> None:
         ", ".join(f"{count} {model}" for model, count in facts["accelerators"].items()) or "no accelerators"
     )
     away = facts["hosts"] - facts["in_service"]
-    hosts = f"{facts['hosts']} hosts" + (f" ({away} out of service)" if away else "")
+    hosts = f"{facts['hosts']} host{'s' * (facts['hosts'] != 1)}" + (
+        f" ({away} out of service)" if away else ""
+    )
     console.print(plain(f"{facts['source']}: {hosts}, {facts['cores']} cores, {devices}"))
     if facts["first"]:
         console.print(plain(f"the first is {facts['first']}"))

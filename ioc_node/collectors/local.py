@@ -110,7 +110,7 @@ class LocalCollector:
 
     async def collect(self) -> Collected:
         """This machine as it is now."""
-        machine = look_at_machine(self._folder)
+        machine = await trio.to_thread.run_sync(look_at_machine, self._folder)
         readings = await self._devices() if self._options.gpus else Readings(())
         if not readings.devices and readings.faults:  # what there was is still there, but cannot be had
             free_milli = (0,) * len(self._groups)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import msgspec
+import trio
 
 from ioc_node.collectors.collector import (
     HOSTS_MAX,
@@ -83,7 +84,7 @@ class SlurmCollector:
             seconds=self._options.timeout_seconds,
             bytes_max=OUTPUT_BYTES_MAX,
         )
-        return read_nodes(text, self._options, self._architectures)
+        return await trio.to_thread.run_sync(read_nodes, text, self._options, self._architectures)
 
 
 def read_nodes(text: str, options: SlurmOptions, architectures: dict[str, str]) -> Collected:

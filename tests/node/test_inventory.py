@@ -80,21 +80,20 @@ def test_the_command_looks_first_and_enters_the_configuration(home: Path, cli: C
     assert collector.options == {"file": str(file)}
 
 
-def test_other_collectors_are_entered_with_their_options(home: Path, cli: Cli) -> None:
-    words = [
-        "register",
-        "--collector",
-        "local",
-        "--option",
-        "path=gen/3301/az1/me",
-        "--option",
-        "labels.rack=r1",
+def test_other_collectors_are_entered_with_their_options(home: Path, cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "hosts.csv"
+    file.write_text(HOSTS)
+    cli.text(home, "register", "--inventory", file)
+    local = ["register", "--collector", "local", "--option", "path=gen/3301/az1/me"]
+    for more in ("labels.rack=r1", "gpus=false", "labels.rack=r1"):
+        said = cli.text(home, *local, "--option", more)
+        assert one_line(said).startswith("this machine: 1 host, ")
+    entered = [(each.name, each.options) for each in NodeConfig.load(home).collectors]
+    assert entered == [
+        ("inventory", {"file": str(file)}),
+        ("local", {"path": "gen/3301/az1/me", "labels": {"rack": "r1"}}),
+        ("local", {"path": "gen/3301/az1/me", "gpus": False}),
     ]
-    said = cli.text(home, *words, "--option", "gpus=false")
-    assert one_line(said).startswith("this machine: 1 hosts, ")
-    (collector,) = NodeConfig.load(home).collectors
-    options = {"path": "gen/3301/az1/me", "labels": {"rack": "r1"}, "gpus": False}
-    assert (collector.name, collector.options) == ("local", options)
 
 
 @pytest.mark.parametrize(
