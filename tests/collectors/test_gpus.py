@@ -1,6 +1,6 @@
 """The collector `local` on a machine with real NVIDIA devices, beside what `nvidia-smi` says of them.
 
-Needs no more than pytest, trio, msgspec, psutil and nvidia-ml-py, so that it runs where the rest is not installed:
+Needs pytest, trio, msgspec, cryptography, pynacl, psutil and nvidia-ml-py only, so that it runs where the rest is missing:
 `IOC_REQUIRE_GPU=1 PYTHONPATH=.:wire python -m pytest -rA tests/collectors/test_gpus.py`
 """
 
