@@ -1,7 +1,7 @@
 """The collector `local` on a machine with real NVIDIA devices, beside what `nvidia-smi` says of them.
 
-Needs pytest, trio, msgspec, cryptography, pynacl, psutil and nvidia-ml-py only, so that it runs where the rest is missing:
-`IOC_REQUIRE_GPU=1 PYTHONPATH=.:wire python -m pytest -rA tests/collectors/test_gpus.py`
+Runs where the rest is not installed: of other packages it needs pytest, trio, msgspec, cryptography, pynacl, psutil and
+nvidia-ml-py. `IOC_REQUIRE_GPU=1 PYTHONPATH=.:wire python -m pytest -rA tests/collectors/test_gpus.py`
 """
 
 import os
