@@ -99,6 +99,35 @@ def demo(keep: bool, tiles: str, out: Path, topology: str, folder: Path | None, 
     return run_demo(folder, topology, tiles=tiles, out=out, keep=keep, as_json=as_json)
 
 
+@group.command()
+@click.argument("target", metavar="HOST:PORT")
+@click.option(
+    "--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="Port 0: a free one."
+)
+@click.option("--loss", type=float, default=0.0, help="Share of the datagrams that is lost.")
+@click.option("--delay-ms", type=float, default=0.0, help="One way; a round trip takes twice that.")
+@click.option("--jitter-ms", type=float, default=0.0, help="Up to so much later, and so out of order.")
+@click.option("--reorder", type=float, default=0.0, help="Share that is held back for --reorder-ms more.")
+@click.option("--reorder-ms", type=float, default=5.0, show_default=True)
+@click.option("--duplicate", type=float, default=0.0, help="Share that arrives twice.")
+@click.option("--rate-mbit-s", type=float, default=0.0, help="What the line carries; 0: everything.")
+@click.option("--mtu-bytes", type=int, default=65_507, show_default=True, help="Larger payloads vanish.")
+@click.option(
+    "--queue-bytes-max", type=int, default=8 << 20, show_default=True, help="What may wait, each way."
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="All chance comes from it.")
+@_json
+def impair(target: str, listen: str, as_json: bool, **line: Any) -> int:
+    """Put a bad line in front of the UDP port HOST:PORT, in both directions, until Ctrl-C.
+
+    Who sends to the printed port talks to the target: bulk data (a node's port + 1) or the DHT.
+    """
+    from ioc_testnet.impair import Impairment
+    from ioc_testnet.impair_view import run_impair
+
+    return run_impair(target, listen, Impairment(**line), as_json=as_json)
+
+
 @group.group()
 def sim() -> None:
     """Simulate: the nodes' real machines, in virtual time, from one seed. The same seed gives the same run."""
