@@ -12,6 +12,7 @@ from ioc_node import api
 from ioc_node.cli.common import ask, pairs, plain, short, show, size_text, span_text, table, with_home
 from ioc_node.config import KEY_NAME
 from ioc_node.runtime.keys import load_key
+from ioc_wire.authority import CORE_ROLES
 from ioc_wire.identity import format_node_id, node_id_of
 from ioc_wire.signed import public_bytes
 
@@ -50,7 +51,7 @@ def render_status(console: Console, found: api.NodeStatus) -> None:
             ("home core node", found.home_core),
             ("peers", f"{found.servers_known} DHT servers known, {found.links} links"),
             ("identifiers", f"{found.identifiers} own, {found.records_stored} records kept for others"),
-            ("catalogue", f"{found.catalogue_records} records of {found.catalogue_providers} providers"),
+            ("catalogue", _catalogue_text(found)),
             ("digest", found.catalogue_digest.hex()[:16]),
             ("runtimes", ", ".join(found.runtimes)),
             ("tasks", f"{found.tasks_running} running, {found.receipts} receipts"),
@@ -60,6 +61,13 @@ def render_status(console: Console, found: api.NodeStatus) -> None:
     )
     for warned in found.warnings:
         console.print(plain(f"warning: {warned.about}: {warned.text}"), style="yellow", soft_wrap=True)
+
+
+def _catalogue_text(found: api.NodeStatus) -> str:
+    """Only core nodes have one."""
+    if found.role not in CORE_ROLES:
+        return ""
+    return f"{found.catalogue_records:,} records of {found.catalogue_providers:,} providers"
 
 
 @click.command()

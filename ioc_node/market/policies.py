@@ -73,8 +73,9 @@ def _loads(offers: Sequence[Offer], context: Context) -> list[_Load]:
     wanted = cores_milli(context.demand)
     loads = []
     for offer in offers:
-        leases, taken = context.outstanding.get(record_of(offer).cid, _NOTHING)
-        free = offer.status.free_cores_milli - taken
+        record = record_of(offer)
+        leases, taken = context.outstanding.get(record.cid, _NOTHING)
+        free = min(offer.status.free_cores_milli, record.cpu.cores * 1000) - taken
         loads.append(_Load(free < wanted, offer.status.queued + leases, -free))
     return loads
 

@@ -84,14 +84,18 @@ def _row_sums(
         rows, node = rows[node >= 0], node[node >= 0]
         fresh = table["fresh_until"][rows] > unix
         shape = table.kinds["shape"][table.kinds_of(rows)]
+        devices = per_shape["accelerators"][shape]
         parts = {
             "hosts": np.ones(len(rows)),
             "cores": table["cores"][rows],
             "known": table["cores"][rows] * fresh,
-            "free": table["free_cores"][rows] * fresh,
+            "free": np.minimum(table["free_cores"][rows], table["cores"][rows]) * fresh,
             "hosts_told": fresh,
-            "accelerators_told": per_shape["accelerators"][shape] * fresh * 1000,
-            "accelerators_free": table.free_accelerators[:, rows].sum(axis=0, dtype=np.int64) * fresh,
+            "accelerators_told": devices * fresh * 1000,
+            "accelerators_free": np.minimum(
+                table.free_accelerators[:, rows].sum(axis=0, dtype=np.int64), devices * 1000
+            )
+            * fresh,
             **{name: values[shape] for name, values in per_shape.items()},
         }
         for name, part in parts.items():

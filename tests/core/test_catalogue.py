@@ -3,6 +3,7 @@
 import hashlib
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +28,7 @@ from ioc_wire.gossip import HeadNews
 from ioc_wire.market import Contact
 from ioc_wire.merkle import leaf_hash, root_of
 from ioc_wire.records import CatalogueEntry, Head, StatusBatch, StatusRow, entry_bytes
-from ioc_wire.signed import Signed, sign
+from ioc_wire.signed import DOMAIN, Signed, sign, signed_bytes
 from tests.core.gossip_staple import ROOT, Provider, certified
 from tests.core.staple import UNIX, delegate, key_of, record_of
 
@@ -320,6 +321,36 @@ def test_status_counts_by_seq_and_not_for_ever() -> None:
         catalogue.apply_status(sign(alice.key, StatusBatch(1 << 60, UNIX, UNIX + 601, ())), unix=UNIX)
     catalogue.expire(unix=UNIX + 331)
     assert not replica.statuses
+
+
+@pytest.mark.parametrize(
+    ("row", "word"),
+    [
+        ([0, -1, 1, [], 0, 0], "Expected `int` >= 0"),
+        ([0, 1, -(2**63), [], 0, 0], "Expected `int` >= 0"),
+        ([0, 1, 1, [-500], 0, 0], "Expected `int` >= 0"),
+        ([0, 1, 1, [], -1, 0], "Expected `int` >= 0"),
+        ([0, 2**64 - 1, 1, [], 0, 0], "Expected `int` <="),
+        ([0, 0.5, 1, [], 0, 0], "Expected `int`"),
+    ],
+)
+def test_counts_that_would_underflow_are_refused_and_what_was_known_stays(row: list[Any], word: str) -> None:
+    alice = Provider("alice", 20001)
+    catalogue = Catalogue(certified())
+    alice.put("h1")
+    brought(catalogue, alice)
+    catalogue.apply_status(alice.status(7), unix=UNIX)
+    payload = msgspec.msgpack.encode([1 << 60, UNIX, UNIX + 30, [row], 0])
+    signature = alice.key.sign(signed_bytes(DOMAIN, StatusBatch.kind, payload))
+    bad = Signed(DOMAIN, StatusBatch.kind, payload, alice.public, signature)
+    with pytest.raises(Malformed, match=word) as caught:
+        catalogue.apply_status(bad, unix=UNIX)
+    assert "rows" in str(caught.value) or "$[3]" in str(caught.value)
+    replica = catalogue.replica(alice.public)
+    assert replica is not None
+    status = replica.status_of(0)
+    assert status is not None
+    assert status.batch.rows[0].free_cores_milli == 7
 
 
 def test_a_catalogue_is_taken_up_again_or_not_at_all() -> None:

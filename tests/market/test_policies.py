@@ -67,6 +67,14 @@ def test_what_own_leases_have_filled_comes_last_even_if_cheapest() -> None:
     assert hosts(cost(offers, Context(DEMAND, {cheap: Outstanding(1, 3000)}))) == ["b", "a"]
 
 
+def test_who_says_that_more_is_free_than_there_is_gains_nothing() -> None:
+    offers = offers_of(("honest", 1, 8, 0), ("boaster", 1, 1 << 40, 0))
+    ranked = cost(offers, Context(DEMAND))
+    assert [offer.reasons[1] for offer in ranked] == ["8 of 8 cores free"] * 2
+    cids = [record_of(offer).cid for offer in ranked]
+    assert cids == sorted(cids)
+
+
 def test_latency_prefers_the_near_and_does_not_split_hairs() -> None:
     offers = offers_of(("a", 5, 8, 1), ("b", 9, 8, 0), ("c", 1, 8, 0), ("d", 1, 8, 0))
     rtts = {"a": 310, "b": 480, "c": 20_000, "d": -1}

@@ -50,5 +50,10 @@ def test_sums_per_node_prefix() -> None:
     assert dict(whole.peak_gops)["int8"] == 20_000
     assert region.peak_gops == (("fp16", 16 * 312_000 + 2_000), ("fp64", 16 * 9_700), ("int8", 10_000))
     assert region.head_issued == UNIX
+    for signed in alice.own.sign_status([StatusRow(0, 1 << 60, 1, (2_000_000,))], unix=UNIX + 1):
+        catalogue.apply_status(signed, unix=UNIX + 1)
+    boasting = run_through(QueryEngine(catalogue).summing(unix=UNIX + 1))[1]
+    assert (boasting.cores_free_milli, boasting.cores_told_milli) == (8_000, 8_000)
+    assert (boasting.accelerators_free_milli, boasting.accelerators_told_milli) == (8_000, 8_000)
     (_, later) = run_through(QueryEngine(catalogue).summing(unix=UNIX + 5000))
     assert (later.connected, later.cores_told_milli) == (0, 0)
