@@ -133,8 +133,8 @@ class Offload(Protocol):
         """
         ...
 
-    async def pull(self, descriptor: OffloadDescriptor, into: Landing) -> None:
-        """The reader's side: bring every missing chunk into `into`.
+    async def pull(self, descriptor: OffloadDescriptor, into: Landing) -> str:
+        """The reader's side: bring every missing chunk into `into`; how they came, for the report, or "".
 
         Raises `OffloadUnusable`, `OSError`, or a `WireError`; the chunks that arrived stay. Cancelled when no chunk
         arrives for a while.

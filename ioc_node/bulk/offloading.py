@@ -151,22 +151,21 @@ class Offloads:
         descriptors = {descriptor.name: descriptor for descriptor in landing.ticket.offloads}
         failures = []
         for road in choice.roads:
-            failure = await self._pull(
-                self._offloads[road.name], descriptors[road.name], landing, on_progress
-            )
-            if failure is None:
-                return Brought(road.name, road.reason)
-            failures.append(f"{road.name} failed: {failure}")
+            offload, descriptor = self._offloads[road.name], descriptors[road.name]
+            came, how = await self._pull(offload, descriptor, landing, on_progress)
+            if came:
+                return Brought(road.name, f"{road.reason}, {how}" if how else road.reason)
+            failures.append(f"{road.name} failed: {how}")
         if choice.passed or not failures:
             failures.append(choice.why_quic)
         return Brought(None, "; ".join(failures))
 
     async def _pull(
         self, offload: Offload, descriptor: OffloadDescriptor, landing: Landing, on_progress: Progress | None
-    ) -> str | None:
+    ) -> tuple[bool, str]:
         holder, before, began = landing.ticket.holder, landing.bytes_present, trio.current_time()
         try:
-            await _pull_watched(offload, descriptor, landing, on_progress)
+            how = await _pull_watched(offload, descriptor, landing, on_progress)
             if landing.partial is None or not landing.partial.complete:
                 raise Incomplete("it left chunks out")
         except StorageUnusable:
@@ -177,13 +176,13 @@ class Offloads:
             now = trio.current_time()
             again = 0.0 if kind == "refused" else self._standings.failed(holder, offload.name, why, now=now)
             _log.warning("offload_failed", offload=offload.name, kind=kind, error=why, again_seconds=again)
-            return why
+            return False, why
         now = trio.current_time()
         moved = landing.bytes_present - before
         if on_progress is not None and moved:
             on_progress(landing.bytes_present, landing.bytes_present)
         self._standings.succeeded(holder, offload.name, moved, now - began, now=now)
-        return None
+        return True, how
 
     def measured_quic(self, node: bytes, moved: int, seconds: float) -> None:
         """QUIC brought so much from `node`: what the offloads are compared with from now on."""
@@ -192,8 +191,9 @@ class Offloads:
 
 async def _pull_watched(
     offload: Offload, descriptor: OffloadDescriptor, landing: Landing, on_progress: Progress | None
-) -> None:
+) -> str:
     stalled = False
+    how = ""
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
 
@@ -212,7 +212,7 @@ async def _pull_watched(
 
         nursery.start_soon(watch)
         try:
-            await offload.pull(descriptor, landing)
+            how = await offload.pull(descriptor, landing)
         except Exception as error:  # noqa: BLE001 a plug-in may raise anything; raised below, outside of the nursery
             failure = error
         nursery.cancel_scope.cancel()
@@ -220,6 +220,7 @@ async def _pull_watched(
         raise _innermost(failure)
     if stalled:
         raise Stalled(f"nothing came for {STALL_SECONDS:g} s")
+    return how
 
 
 def _innermost(error: Exception) -> Exception:

@@ -68,7 +68,7 @@ class Courier:
     def reach(self, descriptor: OffloadDescriptor) -> Reach:
         return Reach(True, "a folder")
 
-    async def pull(self, descriptor: OffloadDescriptor, into: Landing) -> None:
+    async def pull(self, descriptor: OffloadDescriptor, into: Landing) -> str:
         self.pulls += 1
         holder = BlobStore(self._source)
         partial = await into.begin(await holder.info(into.ticket.blob))
@@ -81,6 +81,7 @@ class Courier:
             if index == ARRIVES and self.trouble is not None:
                 self.trouble()
             await partial.write_chunk(index, await holder.read_chunk(partial.info, index))
+        return ""
 
     def health(self) -> Capability:
         return self.well

@@ -188,7 +188,7 @@ class ShmOffload:
             return Reach(False, "the holder's socket cannot be seen from here")
         return Reach(True, "same host")
 
-    async def pull(self, descriptor: OffloadDescriptor, into: Landing) -> None:
+    async def pull(self, descriptor: OffloadDescriptor, into: Landing) -> str:
         """Copy the missing chunks."""
         where = decode(descriptor.payload, ShmDescriptor)
         peer = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -204,6 +204,7 @@ class ShmOffload:
             try:
                 info = await trio.to_thread.run_sync(_read_info, into.ticket.blob, size, data, hashes)
                 await _copy(await into.begin(info), data)
+                return ""
             finally:
                 os.close(data)
                 os.close(hashes)
