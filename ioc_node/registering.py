@@ -131,11 +131,10 @@ class Registrar:
         except NodeError:  # the disk is full: what was not kept is signed again the next time
             known.clear()
             raise
-        self._rows[collector] = await self._collected_rows(
+        rows = await self._collected_rows(
             (known[each.cid], free) for each, free in fresh if free is not None and each.cid in known
         )
-        if self._home is not None:
-            self._home.status_changed()
+        self._tell_rows(collector, rows)
         faults += refused
         bad = {cid for cid, _ in refused}
         added = sum(each.cid not in before and each.cid not in bad for each in news)
@@ -144,7 +143,14 @@ class Registrar:
 
     def silence(self, collector: str) -> None:
         """Nothing is known of a collector's hosts now: they are not offered, and stay registered."""
-        self._rows.pop(collector, None)
+        self._tell_rows(collector, ())
+
+    def _tell_rows(self, collector: str, rows: tuple[StatusRow, ...]) -> None:
+        """What of a collector's hosts is free now, told at once where it changed."""
+        if rows != self._rows.get(collector, ()):
+            self._rows[collector] = rows
+            if self._home is not None:
+                self._home.status_changed()
 
     async def _take_up(
         self, collector: str, news: Sequence[Resource], known: dict[str, Resource]
