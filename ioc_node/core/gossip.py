@@ -1,9 +1,7 @@
 """Gossip between core nodes: everybody soon holds what any of them was told.
 
-Push: a head or status batch that is new here goes at once to every linked core node, except to whoever sent it and to
-those that the sender is known to be linked with itself (core nodes tell each other their links). In a full mesh each
-message so travels each edge from its origin once; where a link is missing, the next node closes the gap.
-Heads are passed on when their entries are held, so that whoever hears of one finds it here.
+Push: a head or status batch that is new here goes at once to other core nodes, which pass it on in their turn. Heads
+are passed on when their entries are held, so that whoever hears of one finds it here.
 
 Pull: a head that is newer than what is held makes the provider *lagging*. One fetch per provider is under way at a
 time, from one of the peers that announced it; the next one is asked when it fails. Entries that don't match the head
@@ -13,9 +11,7 @@ Repair: every `compare_seconds`, head vectors are compared with one peer and wit
 peer when its link comes up. What the other has newer is fetched, what it lacks is sent. Pushes may be lost; this is
 what heals.
 
-Mesh: a node dials every core node that its peers are linked with, until it has MESH_MAX. Of two that would dial each
-other, the one with the smaller key does so at once, the other a little later. Where more core nodes are known, each
-tells FANOUT of its peers, chosen at random each time, and goes on looking for core nodes that nobody hears of.
+Whom a node is linked with, see `linking`; whom it tells, `spreading`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,13 +19,11 @@ from typing import Final
 
 from ioc_node.core.catalogue import Catalogue, Standing
 from ioc_node.core.chance import Chance
-from ioc_node.core.contacts import CONTACTS_MAX, ContactBook
 from ioc_node.core.gossip_events import (
     CatalogueChanged,
     Compare,
     ContactGone,
     ContactKnown,
-    Dial,
     Effect,
     EntriesFetched,
     EntriesPrepared,
@@ -49,30 +43,24 @@ from ioc_node.core.gossip_events import (
     StatusChanged,
     StatusReceived,
     Tick,
+    TreeReceived,
     VectorReceived,
 )
 from ioc_node.core.lagging import Lagging
-from ioc_node.core.mesh import Mesh, Peer
-from ioc_node.core.packing import by_provider, pack_news, pack_statuses, tells_news
+from ioc_node.core.linking import ROOM, Linking, Room
+from ioc_node.core.mesh import Mesh
+from ioc_node.core.packing import by_provider, pack_news, tells_news
+from ioc_node.core.spreading import HEAD, Spreading
 from ioc_node.core.steps import run_through
 from ioc_wire import limits
 from ioc_wire.errors import Forked, NotFound, WireError, WrongRoot
-from ioc_wire.gossip import HeadNews, HeadRow, HeadsAnnounced, PeersKnown, StatusAnnounced
+from ioc_wire.gossip import HeadNews, HeadRow, HeadsAnnounced, StatusAnnounced
 from ioc_wire.market import Contact
+from ioc_wire.plumtree import IHave, TreeMessage
 from ioc_wire.signed import Signed
 
-MESH_MAX: Final = 64
-"""Core nodes linked with at most; where more are known, each tells a few."""
-MESH_AGAIN: Final = 48
-"""Where so few are known, everybody tells everybody again."""
-SEEK_MAX: Final = 16
-"""Links above that, to core nodes that nobody seemed to be linked with any more."""
 COMPARE_SECONDS: Final = 30.0
 EXPIRE_SECONDS: Final = 5.0
-PEERS_SECONDS: Final = 1.0
-"""How long link changes are gathered before they are told."""
-PEERS_WIDE_SECONDS: Final = 10.0
-"""Where there are too many core nodes for a full mesh, nothing but dialing rests on it."""
 
 
 class Gossip:
@@ -86,6 +74,7 @@ class Gossip:
         *,
         unix_offset: float = 0.0,
         compare_seconds: float = COMPARE_SECONDS,
+        room: Room = ROOM,
     ) -> None:
         self._me = me
         self.catalogue = catalogue
@@ -93,18 +82,19 @@ class Gossip:
         self._unix_offset = unix_offset
         self._compare_seconds = compare_seconds
         self._mesh = Mesh(chance)
+        self._linking = Linking(me, self._mesh, chance, room)
+        self._spread = Spreading(catalogue, self._mesh, chance)
         self._lagging = Lagging()
-        self._contacts = ContactBook(me, chance)
         self._compare_at: float | None = None
         self._expire_at: float | None = None
-        self._tell_peers_at: float | None = None
         self._effects: list[Effect] = []
 
     def handle(self, event: Event, *, now: float) -> list[Effect]:
         """Take one event in; the commands that follow from it, in order."""
         match event:
-            case LinkUp():
-                self._on_link_up(event, now)
+            case LinkUp(peer, core):
+                self._linking.up(event, now)
+                self._effects += [Compare(peer)] if core else []
             case LinkDown(peer):
                 self._on_link_down(peer, now)
             case NewsReceived(peer, news):
@@ -112,8 +102,10 @@ class Gossip:
                     self._on_news(peer, one, now)
             case StatusReceived(peer, batches):
                 self._on_status(peer, batches, now)
-            case PeersReceived(peer, core):
-                self._on_peers(peer, core, now)
+            case PeersReceived():
+                self._linking.heard(event, now)
+            case TreeReceived(peer, message):
+                self._on_tree(peer, message, now)
             case VectorReceived(peer, rows, differs):
                 self._on_vector(peer, rows, differs, now)
             case EntriesFetched():
@@ -125,11 +117,9 @@ class Gossip:
             case FetchFailed(peer, provider):
                 self._fetch_ended(peer, provider, drop_source=True)
             case ContactKnown(contact):
-                self._contacts.know(contact, now, linked=self._mesh.peers)
-                self._measure()
+                self._linking.know(contact, now)
             case ContactGone(key):
-                self._contacts.forget(key)
-                self._measure()
+                self._linking.forget(key, now)
             case KeyRevoked():
                 self._forget(self.catalogue.drop_revoked())
             case Tick():
@@ -144,15 +134,15 @@ class Gossip:
         times = (
             self._compare_at,
             self._expire_at,
-            self._tell_peers_at,
             self._mesh.check_at,
-            self._contacts.deadline(self._mesh.peers),
+            self._linking.deadline(),
+            self._spread.deadline(),
         )
         return min((at for at in times if at is not None), default=0.0)
 
     def core_contacts(self) -> tuple[Contact, ...]:
         """The core nodes that this node is linked with, in order of key (to be told to others)."""
-        return self._mesh.contacts(CONTACTS_MAX)
+        return self._linking.contacts()
 
     def wants(self, provider: bytes) -> bool:
         """Whether entries of this provider are being fetched, or will be."""
@@ -160,66 +150,19 @@ class Gossip:
 
     # -- links
 
-    def _on_link_up(self, event: LinkUp, now: float) -> None:
-        self._mesh.peers[event.peer] = Peer(event.core, event.contact, event.prefix)
-        self._contacts.linked(event.peer, now)
-        if event.core:
-            self._tell_peers_soon(now)
-            self._effects.append(Compare(event.peer))
-            if event.contact is not None:
-                self._contacts.know(event.contact, now, linked=self._mesh.peers)
-                self._measure()
-
     def _on_link_down(self, peer: bytes, now: float) -> None:
-        gone = self._mesh.peers.pop(peer, None)
+        self._linking.down(peer, now)
+        self._spread.gone(peer)
         for provider in self._lagging.from_peer(peer):
             self._fetch_ended(peer, provider, drop_source=True)
-        if gone is not None and gone.core:
-            self._tell_peers_soon(now)
-            self._contacts.lost(peer, now)
-
-    def _on_peers(self, peer: bytes, core: tuple[Contact, ...], now: float) -> None:
-        if self._mesh.told_links(peer, (contact.key for contact in core)):
-            for contact in core[:CONTACTS_MAX]:
-                self._contacts.hear(contact, peer, now)
-            self._measure()
-
-    def _tell_peers_soon(self, now: float) -> None:
-        seconds = PEERS_WIDE_SECONDS if self._mesh.wide else PEERS_SECONDS
-        self._tell_peers_at = self._tell_peers_at or now + seconds
-
-    def _measure(self) -> None:
-        """Whether there are too many core nodes for a full mesh; only those count that more than one tells of."""
-        self._mesh.wide = self._contacts.believed() > (MESH_AGAIN if self._mesh.wide else MESH_MAX)
-
-    def _dial(self, now: float) -> None:
-        peers = self._mesh.peers
-        if self._contacts.deadline(peers) is None:
-            return
-        room = MESH_MAX - len(self._mesh.cores)
-        due = self._contacts.due(now, peers, room)
-        if -SEEK_MAX < room <= 0:
-            due = self._contacts.seek(now, peers)
-        self._effects.extend(map(Dial, due))
 
     # -- push
 
-    def _tells(self, peer: bytes, provider: bytes) -> bool:
-        """Whether `peer` is told of this provider."""
-        return peer in self._mesh.peers
-
-    def _spread_heads(self, sender: bytes | None, provider: bytes, now: float) -> None:
-        replica = self.catalogue.replica(provider)
-        assert replica is not None
-        message = HeadsAnnounced(replica.news())
-        for peer in self._mesh.spread_to(sender, provider, now):
-            if self._tells(peer, provider):
-                self._effects.append(Notify(peer, message))
-
-    def _spread_statuses(self, sender: bytes | None, batches: Sequence[Signed], now: float) -> None:
-        for peer in self._mesh.spread_to(sender, None, now):
-            told = [batch for batch in batches if self._tells(peer, batch.key)]
-            self._effects.extend(Notify(peer, message) for message in pack_statuses(told))
+    def _on_tree(self, peer: bytes, message: TreeMessage, now: float) -> None:
+        self._effects += self._spread.received(peer, message, now)
+        for mark in message.news if isinstance(message, IHave) else ():
+            if mark.part == HEAD and mark.provider in self._lagging:
+                self._lagging.want(mark.provider, peer, first=False)
 
     # -- heads
 
@@ -235,18 +178,21 @@ class Gossip:
         except WireError as error:
             self._effects.append(Refuse(peer, provider, "head", error))
             return
+        replica = self.catalogue.replica(provider)
+        newest = replica is not None and replica.fork is None and replica.newest == news.head
+        if replica is not None and newest:
+            first = standing is not Standing.KNOWN
+            self._effects += self._spread.came(peer, (provider, HEAD), replica.seq, now, first=first)
         if standing is None:
             for one in told:
                 self._on_news(peer, (one,), now)
         elif standing is Standing.HELD:
             self._effects.append(Persist(provider))
-            self._spread_heads(peer, provider, now)
+            self._effects += self._spread.heads(peer, provider, now)
         elif standing is Standing.FORKED:
             self._on_fork(provider)
-        elif peer is not None and peer in self._mesh.peers:
-            replica = self.catalogue.replica(provider)
-            if replica is not None and replica.lagging and replica.newest == news.head:
-                self._lagging.want(provider, peer)
+        elif replica is not None and replica.lagging and newest and peer in self._mesh.peers:
+            self._lagging.want(provider, peer)
 
     def _on_fork(self, provider: bytes) -> None:
         self._lagging.forget(provider)
@@ -254,9 +200,7 @@ class Gossip:
         assert replica is not None
         self._effects += [CatalogueChanged(provider, None), Persist(provider)]
         self._effects.append(Refuse(None, provider, "heads", Forked(f"head {replica.seq}")))
-        for target in self._mesh.cores:
-            if self._tells(target, provider):
-                self._effects.append(Notify(target, HeadsAnnounced(replica.news())))
+        self._effects += self._spread.forked(provider)
 
     def _start_fetches(self) -> None:
         self._effects.extend(Fetch(*fetch) for fetch in self._lagging.begin(self._held_seq))
@@ -297,9 +241,10 @@ class Gossip:
         if replica.held_seq > held_before:
             self._effects.append(Persist(provider))
             self._effects.append(CatalogueChanged(provider, applied.slots))
-            self._spread_heads(peer, provider, now)
+            self._effects += self._spread.heads(peer, provider, now)
             if not held_before:  # its status came before the entries
-                self._spread_statuses(peer, [held.signed for held in replica.statuses.values()], now)
+                parts = [(provider, part) for part in replica.statuses]
+                self._effects += self._spread.statuses(peer, parts, now)
         if peer is not None:
             self._lagging.take_in(provider)
             # A peer that is itself behind has nothing more to give; whoever announced the newest is asked next.
@@ -330,11 +275,11 @@ class Gossip:
                 continue
             for what, fault in refused:
                 self._effects.append(Refuse(peer, signed.key, what, fault))
+            self._effects += self._spread.came_status(peer, signed, part, now)
             if part is not None:
-                fresh.append(signed)
+                fresh.append((signed.key, part))
                 self._effects.append(StatusChanged(signed.key, part))
-        if fresh:
-            self._spread_statuses(peer, fresh, now)
+        self._effects += self._spread.statuses(peer, fresh, now)
 
     # -- repair
 
@@ -346,7 +291,7 @@ class Gossip:
         common = self.catalogue.interests.common(peer)
         if differs:
             self._fetch_news(peer, [row for row in rows if self._is_wanted(row)])
-            mine = [row for row in self.catalogue.vector(common) if self._tells(peer, row.provider)]
+            mine = self.catalogue.vector(common)
             lacking = [row.provider for row in mine if tells_news(row, theirs.get(row.provider))]
         for page in pack_news(self.catalogue, lacking, {row.provider: row.status_seq for row in rows}):
             if page.news:
@@ -355,7 +300,7 @@ class Gossip:
                 self._effects.append(Notify(peer, StatusAnnounced(page.statuses)))
         for provider in self._mesh.checked(peer, lacking, now):
             if self.catalogue.replica(provider) is not None:
-                self._spread_heads(None, provider, now)
+                self._effects += self._spread.heads(None, provider, now)
 
     def _fetch_news(self, peer: bytes, rows: Sequence[HeadRow]) -> None:
         for start in range(0, len(rows), limits.NEWS_MAX):
@@ -384,11 +329,8 @@ class Gossip:
         if now >= self._expire_at:
             self._expire_at = now + EXPIRE_SECONDS
             self._forget(self.catalogue.expire(unix=now + self._unix_offset))
-        if self._tell_peers_at is not None and now >= self._tell_peers_at:
-            self._tell_peers_at = None
-            known = PeersKnown(self.core_contacts())
-            self._effects.extend(Notify(key, known) for key in self._mesh.peers)
-        self._dial(now)
+        self._effects += self._spread.pass_time(now)
+        self._effects += self._linking.pass_time(now)
 
     def _forget(self, providers: Iterable[bytes]) -> None:
         for provider in providers:

@@ -8,6 +8,7 @@ from ioc_wire.codec import Message
 from ioc_wire.errors import WireError
 from ioc_wire.gossip import HeadNews, HeadRow
 from ioc_wire.market import Contact
+from ioc_wire.plumtree import TreeMessage
 from ioc_wire.signed import Signed
 
 # -- events
@@ -44,8 +45,19 @@ class StatusReceived:
 
 @dataclass(frozen=True, slots=True)
 class PeersReceived:
+    """`tree`: `peer` passes news on along a tree, not to all of these."""
+
     peer: bytes
     core: tuple[Contact, ...]
+    tree: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TreeReceived:
+    """A core node speaks of the tree along which news goes."""
+
+    peer: bytes
+    message: TreeMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +137,7 @@ Event = (
     | NewsReceived
     | StatusReceived
     | PeersReceived
+    | TreeReceived
     | VectorReceived
     | EntriesFetched
     | EntriesPrepared

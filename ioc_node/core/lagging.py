@@ -30,11 +30,12 @@ class Lagging:
     def __contains__(self, provider: bytes) -> bool:
         return provider in self._lags
 
-    def want(self, provider: bytes, peer: bytes) -> None:
-        """`peer` has what is lacking; it is asked before those that said so earlier."""
+    def want(self, provider: bytes, peer: bytes, *, first: bool = True) -> None:
+        """`peer` has what is lacking; it is asked before those that said so earlier, or after them."""
         lag = self._lags.setdefault(provider, _Lag())
-        lag.sources[peer] = None
-        lag.sources.move_to_end(peer, last=False)
+        if first or peer not in lag.sources:
+            lag.sources[peer] = None
+            lag.sources.move_to_end(peer, last=not first)
         while len(lag.sources) > SOURCES_MAX:
             lag.sources.popitem()
 

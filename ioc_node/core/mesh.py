@@ -19,8 +19,8 @@ CHECKED_MAX: Final = 1024
 """Providers whose heads are waiting for that comparison; what comes beyond that is passed on to everybody."""
 DISBELIEVE_SECONDS: Final = 600.0
 FANOUT: Final = 10
-"""How many are told where there are too many core nodes for a full mesh. With 20 % of the nodes silent about 0.03 % are
-then missed (e to the power of minus eight); comparing reaches them."""
+"""How many are told, chosen at random each time, where there are too many core nodes for a full mesh and a node has no
+neighbours in the tree yet."""
 
 
 @dataclass(slots=True)
@@ -32,6 +32,8 @@ class Peer:
     prefix: str = ""
     linked: frozenset[bytes] = frozenset()
     """Core nodes that this peer says it is linked with."""
+    tree: bool = False
+    """Whether it passes news on along a tree, not to all that it is linked with."""
     disbelieved_until: float = 0.0
 
 
@@ -46,7 +48,7 @@ class Mesh:
         self._probed: bytes | None = None
         self.check_at: float | None = None
         self.wide = False
-        """Whether there are more core nodes than a full mesh has: each tells a few, chosen anew each time."""
+        """Whether there are more core nodes than a full mesh has."""
 
     @property
     def cores(self) -> list[bytes]:
@@ -58,12 +60,12 @@ class Mesh:
         found = [peer.contact for peer in self.peers.values() if peer.core and peer.contact is not None]
         return tuple(sorted(found, key=lambda contact: contact.key)[:most])
 
-    def told_links(self, peer: bytes, linked: Iterable[bytes]) -> bool:
+    def told_links(self, peer: bytes, linked: Iterable[bytes], *, tree: bool = False) -> bool:
         """A peer says whom it is linked with; False where it is no core node, or has no link here."""
         told = self.peers.get(peer)
         if told is None or not told.core:
             return False
-        told.linked = frozenset(linked)
+        told.linked, told.tree = frozenset(linked), tree
         return True
 
     def to_compare(self) -> list[bytes]:
@@ -94,7 +96,7 @@ class Mesh:
 
     def _covered(self, sender: bytes | None, now: float) -> frozenset[bytes]:
         told = self.peers.get(sender) if sender is not None else None
-        if told is None or not told.core or told.disbelieved_until > now:
+        if told is None or not told.core or told.tree or told.disbelieved_until > now:
             return frozenset()
         return frozenset(
             key for key in told.linked if (peer := self.peers.get(key)) is not None and sender in peer.linked

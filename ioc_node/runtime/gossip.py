@@ -20,6 +20,7 @@ from ioc_node.core.chance import Chance
 from ioc_node.core.entry_book import EntryBook
 from ioc_node.core.gossip import COMPARE_SECONDS, Gossip
 from ioc_node.core.interest import EVERYTHING, Interest
+from ioc_node.core.linking import ROOM, Room
 from ioc_node.core.packing import in_steps, pack_news
 from ioc_node.core.rates import RateTable
 from ioc_node.core.replica import Replica
@@ -49,6 +50,7 @@ from ioc_wire.errors import (
 from ioc_wire.identity import format_node_id, node_id_of
 from ioc_wire.interest import InterestTold
 from ioc_wire.market import Contact
+from ioc_wire.plumtree import Graft, IHave, Neighbour, Prune, TreeMessage
 from ioc_wire.signed import Signed
 
 log = structlog.get_logger()
@@ -311,6 +313,10 @@ class CoreGossip:
         handlers.serve_notify(wire.StatusAnnounced, self._on_statuses)
         handlers.serve_notify(wire.PeersKnown, self._on_peers)
         handlers.serve_notify(InterestTold, self._on_interest)
+        handlers.serve_notify(Neighbour, self._on_tree)
+        handlers.serve_notify(IHave, self._on_tree)
+        handlers.serve_notify(Graft, self._on_tree)
+        handlers.serve_notify(Prune, self._on_tree)
 
     async def _on_publish(self, link: Link, message: wire.PublishHead) -> wire.Published:
         key = link.peer.key
@@ -386,7 +392,11 @@ class CoreGossip:
 
     def _on_peers(self, link: Link, message: wire.PeersKnown) -> None:
         if is_core(link) and self._named.take(link.peer.key, trio.current_time()):
-            self.feed(ev.PeersReceived(link.peer.key, message.core))
+            self.feed(ev.PeersReceived(link.peer.key, message.core, message.tree))
+
+    def _on_tree(self, link: Link, message: TreeMessage) -> None:
+        if is_core(link):
+            self.feed(ev.TreeReceived(link.peer.key, message))
 
     def _on_interest(self, link: Link, message: InterestTold) -> None:
         if is_core(link):
@@ -468,6 +478,7 @@ def make_gossip(
     chance: Chance | None = None,
     shelf: Shelf | None = None,
     interest: Interest = EVERYTHING,
+    room: Room = ROOM,
 ) -> CoreGossip:
     """The gossip of the core node with public key `key`; needs a running trio loop, for its clock. With a `shelf`
     the entries lie there, and the catalogue is taken up from it; else in memory."""
@@ -477,5 +488,6 @@ def make_gossip(
         chance or random.SystemRandom(),
         unix_offset=time.time() - trio.current_time(),
         compare_seconds=compare_seconds,
+        room=room,
     )
     return CoreGossip(machine, shelf)

@@ -3,17 +3,21 @@
 import heapq
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from ioc_node.core import gossip_events as ev
 from ioc_node.core.catalogue import Catalogue
 from ioc_node.core.gossip import Gossip
+from ioc_node.core.interest import EVERYTHING, Interest
+from ioc_node.core.linking import ROOM, Room
 from ioc_node.core.own_catalogue import OwnCatalogue
 from ioc_node.core.packing import pack_news
 from ioc_node.core.trust import Trust
 from ioc_wire.authority import Delegation
 from ioc_wire.gossip import HeadNews, HeadsAnnounced, PeersKnown, StatusAnnounced
 from ioc_wire.market import Contact
+from ioc_wire.plumtree import Graft, IHave, Neighbour, Prune
 from ioc_wire.records import StatusRow
 from ioc_wire.signed import Signed, public_bytes, sign
 from tests.core.staple import UNIX, key_of, record_of
@@ -61,7 +65,15 @@ class Mesh:
     """Machines, and what is on its way between them. `passes(source, target, message)` may lose notices; `linked`
     says which pairs have a link."""
 
-    def __init__(self, count: int, seed: int = 1, *, dial: bool = True) -> None:
+    def __init__(
+        self,
+        count: int,
+        seed: int = 1,
+        *,
+        dial: bool = True,
+        room: Room = ROOM,
+        interests: Mapping[int, Interest] = MappingProxyType({}),
+    ) -> None:
         self.now = 0.0
         self.machines: list[Gossip] = []
         self.keys: list[bytes] = []
@@ -76,7 +88,9 @@ class Mesh:
         for number in range(count):
             key = public_bytes(key_of(f"core{number}"))
             self.keys.append(key)
-            machine = Gossip(key, Catalogue(certified()), random.Random(seed + number), unix_offset=UNIX)
+            chance = random.Random(seed + number)
+            catalogue = Catalogue(certified(), interest=interests.get(number, EVERYTHING))
+            machine = Gossip(key, catalogue, chance, unix_offset=UNIX, room=room)
             self.machines.append(machine)
 
     def contact(self, number: int) -> Contact:
@@ -86,6 +100,9 @@ class Mesh:
         if frozenset((a, b)) in self.linked or self.cut(a, b):
             return
         self.linked.add(frozenset((a, b)))
+        for one, other in ((a, b), (b, a)):
+            interests = self.machines[one].catalogue.interests
+            interests.told[self.keys[other]] = self.machines[other].catalogue.interests.own
         self.feed(a, ev.LinkUp(self.keys[b], True, self.contact(b)))
         self.feed(b, ev.LinkUp(self.keys[a], True, self.contact(a)))
 
@@ -174,8 +191,10 @@ class Mesh:
                 self.feed(target, ev.NewsReceived(sender, news))
             case StatusAnnounced(batches):
                 self.feed(target, ev.StatusReceived(sender, batches))
-            case PeersKnown(core):
-                self.feed(target, ev.PeersReceived(sender, core))
+            case PeersKnown(core, tree):
+                self.feed(target, ev.PeersReceived(sender, core, tree))
+            case Neighbour() | IHave() | Graft() | Prune():
+                self.feed(target, ev.TreeReceived(sender, message))
 
     def _fetch(self, source: int, target: int, provider: bytes, after_seq: int) -> None:
         replica = self.machines[target].catalogue.replica(provider)
@@ -197,7 +216,7 @@ class Mesh:
     def _compare(self, source: int, target: int) -> None:
         if self._up(source, target):
             mine, other = self.machines[source].catalogue, self.machines[target].catalogue
-            differs = mine.digest() != other.digest()
-            self.feed(
-                source, ev.VectorReceived(self.keys[target], other.vector() if differs else (), differs)
-            )
+            common = mine.interests.common(self.keys[target])
+            differs = mine.digest(common) != other.digest(common)
+            rows = other.vector(common) if differs else ()
+            self.feed(source, ev.VectorReceived(self.keys[target], rows, differs))

@@ -104,9 +104,11 @@ class ExchangePeers(Message, tag=11, frozen=True):
 
 class PeersKnown(Message, tag=12, frozen=True):
     """Only core nodes that the sender has a verified link with. Also sent one-way between core nodes on change: a
-    receiver then knows which of them need not be told again what the sender told everybody."""
+    receiver then knows which of them need not be told again what the sender told everybody. `tree`: it tells along a
+    tree instead."""
 
     core: Annotated[tuple[Contact, ...], msgspec.Meta(max_length=256)]
+    tree: bool = False
 
 
 class RevocationsAnnounced(Message, tag=15, frozen=True):

@@ -6,7 +6,7 @@ newer peer learns at once that it is not understood.
 
 from typing import Final
 
-from ioc_wire import bulk, bulletins, gossip, interest, latency, market, membership, tasks
+from ioc_wire import bulk, bulletins, gossip, interest, latency, market, membership, plumtree, tasks
 from ioc_wire.links import UnionCodec
 
 Body = (
@@ -32,6 +32,10 @@ Body = (
     | membership.CompareMembers
     | membership.MembersVector
     | membership.MembersTold
+    | plumtree.Neighbour
+    | plumtree.IHave
+    | plumtree.Graft
+    | plumtree.Prune
     | interest.InterestTold
     | bulletins.BulletinsTold
     | bulletins.FetchBulletins

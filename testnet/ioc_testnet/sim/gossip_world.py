@@ -29,6 +29,7 @@ from ioc_wire.gossip import (
     StatusAnnounced,
 )
 from ioc_wire.market import Contact
+from ioc_wire.plumtree import Graft, IHave, Neighbour, Prune
 
 _TRACED: Final = struct.Struct(">dIII")
 LINK_LOST_SECONDS: Final = 15.0
@@ -191,8 +192,10 @@ class GossipWorld:
                 event: ev.Event = ev.NewsReceived(node.key, news)
             case StatusAnnounced(batches):
                 event = ev.StatusReceived(node.key, batches)
-            case PeersKnown(core):
-                event = ev.PeersReceived(node.key, core)
+            case PeersKnown(core, tree):
+                event = ev.PeersReceived(node.key, core, tree)
+            case Neighbour() | IHave() | Graft() | Prune():
+                event = ev.TreeReceived(node.key, message)
             case _:
                 raise AssertionError(f"a notice that the simulator does not know: {type(message).__name__}")
         self._send(node, other, self._size(message), lambda: self.feed(other, event))
