@@ -175,9 +175,13 @@ class ContactBook:
         elsewhere = known.elsewhere if known.dials % 2 == 0 else None
         return elsewhere or known.contact
 
+    def is_seeking(self, now: float) -> bool:
+        """Whether it is time to look for one."""
+        return now >= self._seek_at
+
     def seek(self, now: float, linked: Container[bytes]) -> list[Contact]:
         """The one that was reached once and was not heard of for longest, if it is time to look for it."""
-        if now < self._seek_at:
+        if not self.is_seeking(now):
             return []
         self._seek_at = now + SEEK_SECONDS * (1 + self._chance.random())
         silent = [

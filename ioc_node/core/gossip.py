@@ -144,6 +144,16 @@ class Gossip:
         """The core nodes that this node is linked with, in order of key (to be told to others)."""
         return self._linking.contacts()
 
+    @property
+    def known(self) -> int:
+        """Core nodes in the contact book."""
+        return self._linking.known
+
+    @property
+    def neighbours(self) -> tuple[bytes, ...]:
+        """Those in the tree; none in a full mesh."""
+        return tuple(self._spread.neighbours)
+
     def wants(self, provider: bytes) -> bool:
         """Whether entries of this provider are being fetched, or will be."""
         return provider in self._lagging

@@ -116,7 +116,8 @@ class Linking:
 
     def _dial(self, now: float) -> list[Notify | Dial]:
         peers = self._mesh.peers
-        if self._contacts.deadline(peers) is None:
+        at = self._contacts.deadline(peers)
+        if at is None or (at > now and not self._contacts.is_seeking(now)):
             return []
         room = self._room.mesh_max - len(self._mesh.cores)
         due = self._contacts.due(now, peers, room)

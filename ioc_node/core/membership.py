@@ -347,6 +347,7 @@ class Membership:
         self._suspected.pop(key, None)
         if state is State.SUSPECT:
             self._suspected[key] = None
+            turn.effects.append(ev.MemberSuspected(key))
         if state in _GONE:
             self._living.pop(key, None)
             turn.effects.append(ev.MemberWent(key))

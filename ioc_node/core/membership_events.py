@@ -75,6 +75,13 @@ class MemberCame:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberSuspected:
+    """A living member did not answer, here or elsewhere: it is held dead soon, unless it refutes."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class MemberWent:
     """A member is held dead now, or said goodbye."""
 
@@ -90,7 +97,7 @@ class Refused:
     error: WireError
 
 
-Effect = Send | MemberCame | MemberWent | Refused
+Effect = Send | MemberCame | MemberSuspected | MemberWent | Refused
 
 
 class State(Enum):

@@ -134,6 +134,8 @@ class CoreMembership:
                 case ev.MemberCame(contact):
                     log.info("member_came", member=name_of(contact.key))
                     self._gossip.feed(ContactKnown(contact))
+                case ev.MemberSuspected(key):
+                    log.debug("member_suspected", member=name_of(key))
                 case ev.MemberWent(key):
                     log.info("member_went", member=name_of(key))
                     self._gossip.feed(ContactGone(key))

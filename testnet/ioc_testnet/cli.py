@@ -245,6 +245,8 @@ def dht(malicious: str, kind: str | None, as_json: bool, **rest: Any) -> int:
 )
 @click.option("--latency", default="constant:50", show_default=True, metavar="FILE|constant[:MS]",
               help="Round trips: a square matrix, FILE[:ms|:s|:us], or the same everywhere.")  # fmt: skip
+@click.option("--tree/--no-tree", default=True,
+              help="Whether more than 64 find neighbours in a tree; otherwise each tells ten at random.")  # fmt: skip
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same run.")
 @_json
 def gossip(as_json: bool, **rest: Any) -> int:
@@ -254,6 +256,34 @@ def gossip(as_json: bool, **rest: Any) -> int:
     from ioc_testnet.sim.gossip import GossipOptions
 
     return run_sim_gossip(GossipOptions(**rest).check(), as_json=as_json)
+
+
+@sim.command()
+@click.option("--nodes", type=int, default=32, show_default=True, help="Core nodes.")
+@click.option(
+    "--seconds", type=float, default=1800.0, show_default=True, help="How long suspicions are counted."
+)
+@click.option("--slow", type=_share, default=0.2, show_default=True,
+              help="Share of the nodes that stall again and again, as overloaded ones do.")  # fmt: skip
+@click.option(
+    "--stall", type=float, default=8.0, show_default=True, help="How many seconds they stall at most."
+)
+@click.option(
+    "--loss", type=_share, default=0.02, show_default=True, help="Share of the messages that is lost."
+)
+@click.option(
+    "--crashes", type=int, default=3, show_default=True, help="Nodes that crash at the end, to be noticed."
+)
+@click.option("--latency", default="constant:50", show_default=True, metavar="FILE|constant[:MS]",
+              help="Round trips: a square matrix, FILE[:ms|:s|:us], or the same everywhere.")  # fmt: skip
+@click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same run.")
+@_json
+def membership(as_json: bool, **rest: Any) -> int:
+    """Simulate how often core nodes suspect others that live: SWIM alone, with Lifeguard, and as this node does."""
+    from ioc_testnet.sim.command import run_sim_membership
+    from ioc_testnet.sim.membership import MembershipOptions
+
+    return run_sim_membership(MembershipOptions(**rest).check(), as_json=as_json)
 
 
 @sim.command()

@@ -1,4 +1,4 @@
-"""What `ioc-testnet sim dht` and `sim gossip` do: run one simulation, show its figures."""
+"""What `ioc-testnet sim dht`, `sim gossip` and `sim membership` do: run one simulation, show its figures."""
 
 import gc
 import sys
@@ -12,6 +12,7 @@ import click
 
 from ioc_node.cli.common import pairs, plain, print_json, span_text, stdout, table
 from ioc_testnet.sim.gossip import GossipOptions, GossipSimulation
+from ioc_testnet.sim.membership import KINDS, MembershipOptions, simulate_membership
 from ioc_testnet.sim.nearness import run_nearness
 from ioc_testnet.sim.options import SimOptions
 from ioc_testnet.sim.simulation import Progress, Simulation
@@ -42,6 +43,33 @@ def run_sim_gossip(options: GossipOptions, *, as_json: bool) -> int:
     return 0
 
 
+def run_sim_membership(options: MembershipOptions, *, as_json: bool) -> int:
+    """Run it and show the figures."""
+    with collected_rarely():
+        figures = simulate_membership(options, progress=progress_on_stderr())
+    if as_json:
+        print_json(figures)
+        return 0
+    console = stdout()
+    made = table(
+        "", "false suspicions", "of healthy", "false deaths", "of healthy", "crash noticed", "p99", "B/s"
+    )
+    for name in KINDS:
+        row = figures[name]
+        noticed = [f"{row[key]:.0f} s" if row[key] is not None else "-"
+                   for key in ("crash_noticed_p50_s", "crash_noticed_p99_s")]  # fmt: skip
+        made.add_row(
+            name, f"{row['false_suspicions_per_node_hour']:.2f}",
+            f"{row['false_suspicions_of_healthy_per_node_hour']:.2f}", f"{row['false_deaths_per_node_hour']:.2f}",
+            f"{row['false_deaths_of_healthy_per_node_hour']:.2f}", *noticed, f"{row['bytes_per_node_s']:.0f}",
+        )  # fmt: skip
+    console.print(made)
+    console.print(
+        plain(f"per node-hour, of {figures['node_hours']:g}; again: {figures['command']}"), soft_wrap=True
+    )
+    return 0
+
+
 def run_sim_nearness(matrix: Path, *, core: int, seed: int, jitter: float, as_json: bool) -> int:
     """Run the experiment and print its figures."""
     figures = run_nearness(matrix, core=core, seed=seed, jitter=jitter)
@@ -67,7 +95,9 @@ def render_gossip(figures: dict[str, Any]) -> None:
     rows = [
         ("99 % have a head", f"{figures['head_99_p50_s']:.2f} s median, {figures['head_99_p99_s']:.2f} s p99"),
         ("99 % have status", f"{figures['status_99_p99_s']:.2f} s p99"),
-        ("copies per head", f"{figures['copies_per_head']:.2f}"),
+        ("reached", f"{figures['reached_share']:.2%} of the core nodes that speak"),
+        ("copies per head", f"{figures['copies_per_head']:.2f} ({figures['sent_per_head']:.2f} sent)"),
+        ("neighbours", f"{figures['neighbours_per_node']:.1f} of {figures['known_per_node']:.0f} known core nodes"),
         ("one network after", f"{figures['formed_s']:.1f} s; {figures['restarted_s']:.1f} s when all restart"),
         ("healed after", f"{figures['healed_s']:.1f} s (compared every {figures['compare_s']:.0f} s)"),
         ("traffic per node", f"{figures['bytes_per_node'] / 1000:,.0f} kB in {span_text(figures['virtual_seconds'])}"),

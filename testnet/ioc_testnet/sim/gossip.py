@@ -5,7 +5,7 @@ Everything follows from the seed: who is silent, who is on which side, which pro
 
 import random
 import time
-from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Final
@@ -40,7 +40,8 @@ HEAL_SECONDS_MAX: Final = 600.0
 
 @dataclass(frozen=True)
 class GossipOptions:
-    """One run. `silent` is a share, `latency` a file or `constant[:ms]` (round trip)."""
+    """One run. `silent` is a share, `latency` a file or `constant[:ms]` (round trip). Without `tree` no node finds
+    neighbours: where there are too many for a full mesh, each tells ten at random."""
 
     nodes: int = 50
     silent: float = 0.2
@@ -48,6 +49,7 @@ class GossipOptions:
     providers: int = 20
     changes: int = 60
     latency: str = LATENCY_DEFAULT
+    tree: bool = True
     seed: int = 1
 
     def check(self) -> "GossipOptions":
@@ -67,7 +69,9 @@ class GossipOptions:
         words = ["ioc-testnet sim gossip"]
         for field in fields(self):
             value = getattr(self, field.name)
-            if value != field.default or field.name in ("nodes", "seed"):
+            if field.name == "tree":
+                words += [] if value else ["--no-tree"]
+            elif value != field.default or field.name in ("nodes", "seed"):
                 shown = f"{value:g}" if isinstance(value, float) else value
                 words.append(f"--{field.name.replace('_', '-')} {shown}")
         return " ".join(words)
@@ -134,6 +138,25 @@ class _Spread:
             delays += passed
         return until, delays
 
+    def reached_share(self, what: str, nodes: int) -> float:
+        """Of all that was told: how many of `nodes` got it in the end."""
+        counts = [len(reached) for name, reached in self.reached.items() if name[1] == what]
+        return sum(counts) / len(counts) / nodes if counts else 1.0
+
+
+def components(edges: Mapping[int, Iterable[int]]) -> list[set[int]]:
+    """In which parts a graph falls; edges to what is no node of it don't count."""
+    unseen, found = set(edges), []
+    while unseen:
+        part, left = set(), [unseen.pop()]
+        while left:
+            part.add(one := left.pop())
+            more = unseen.intersection(edges[one])
+            unseen -= more
+            left += more
+        found.append(part)
+    return found
+
 
 class GossipSimulation:
     """One run of `options`."""
@@ -145,6 +168,7 @@ class GossipSimulation:
         latency = read_latency(options.latency)
         latency.place(options.nodes, derived(options.seed, "places"))
         self.world = GossipWorld(latency)
+        self.world.tree = options.tree
         self.world.on_effect = self._on_effect
         self._spread = _Spread()
         for index in range(options.nodes):
@@ -171,10 +195,11 @@ class GossipSimulation:
         began = time.monotonic()
         formed = self._form()
         self._silence()
-        before = self.world.message_bytes, self.world.heads_told, self.world.now
-        copies = self._measure()
+        before = self.world.message_bytes, self.world.now
+        sent, copies = self._measure()
         traffic = (self.world.message_bytes - before[0]) / len(self.world.nodes)
-        traffic_seconds = self.world.now - before[2]
+        traffic_seconds = self.world.now - before[1]
+        tree = self._tree()
         healed = self._part_and_heal() if self.options.partition_seconds else 0.0
         restarted = self._restart()
         speaking = len(self.speaking)
@@ -184,13 +209,16 @@ class GossipSimulation:
             "head_99_p50_s": round(percentile(heads, 50), 4),
             "head_99_p99_s": round(percentile(heads, 99), 4),
             "status_99_p99_s": round(percentile(statuses, 99), 4),
+            "reached_share": round(self._spread.reached_share("head", speaking), 6),
             "copies_per_head": round(copies, 3),
+            "sent_per_head": round(sent, 3),
             "bytes_per_node_s": round(traffic / traffic_seconds),
             "formed_s": round(formed, 3),
             "healed_s": round(healed, 3),
             "restarted_s": round(restarted, 3),
             "compare_s": COMPARE_SECONDS,
             "links_per_node": round(sum(len(node.links) for node in self.world.nodes) / len(self.world.nodes), 2),
+            **tree,
             "messages": self.world.messages,
             "bytes_per_node": round(self.world.message_bytes / len(self.world.nodes)),
             "virtual_seconds": round(self.world.now, 3),
@@ -236,9 +264,11 @@ class GossipSimulation:
         for node in self._chance.sample(others, silent):
             node.silent = True
 
-    def _measure(self) -> float:
-        """Providers change one after the other; copies of a head that came to each node."""
-        world, before = self.world, self.world.heads_told
+    def _measure(self) -> tuple[float, float]:
+        """Providers change one after the other. How often a head was sent per node, and how often it came to each node
+        that speaks."""
+        world = self.world
+        before = world.heads_told, world.heads_heard
         for number in range(self.options.changes):
             provider = self.providers[self._chance.randrange(len(self.providers))]
             seq = self._change(provider)
@@ -249,9 +279,26 @@ class GossipSimulation:
             world.run(world.now + CHANGE_SECONDS * (0.5 + self._chance.random() / 2))
             if number % 100 == 99:
                 self._progress(f"{number + 1} changes")
-        told = world.heads_told - before
+        told, heard = world.heads_told - before[0], world.heads_heard - before[1]
         world.run(world.now + 2 * COMPARE_SECONDS)
-        return told / self.options.changes / (len(world.nodes) - 1)
+        changes = self.options.changes
+        return told / changes / (len(world.nodes) - 1), heard / changes / (len(self.speaking) - 1)
+
+    def _tree(self) -> dict[str, float]:
+        """What the nodes that speak know of others: neighbours, core nodes in their books, and in how many parts the
+        tree would fall if it were made of these neighbours only."""
+        speaking = self.speaking
+        found = {node.index: [self.world.number(key) for key in node.machine.neighbours] for node in speaking}
+        parts = len(components(found))
+        count = len(speaking)
+        return {
+            "neighbours_per_node": round(sum(map(len, found.values())) / count, 2),
+            "neighbours_silent": sum(
+                self.world.nodes[other].silent for others in found.values() for other in others
+            ),
+            "tree_parts": parts if any(found.values()) else 0,
+            "known_per_node": round(sum(node.machine.known for node in speaking) / count, 1),
+        }
 
     def _part_and_heal(self) -> float:
         world = self.world
@@ -302,14 +349,7 @@ class GossipSimulation:
         )
 
     def _is_connected(self) -> bool:
-        speaking = {node.index for node in self.speaking}
-        first = min(speaking)
-        seen, left = {first}, deque([first])
-        while left:
-            for other in self.world.nodes[left.popleft()].links & speaking - seen:
-                seen.add(other)
-                left.append(other)
-        return seen == speaking
+        return len(components({node.index: node.links for node in self.speaking})) == 1
 
     # -- providers
 

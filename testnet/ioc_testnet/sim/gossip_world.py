@@ -63,7 +63,10 @@ class GossipWorld:
         self.now = 0.0
         self.nodes: list[GossipNode] = []
         self.parted = False
-        self.messages = self.message_bytes = self.heads_told = 0
+        self.messages = self.message_bytes = self.heads_told = self.heads_heard = 0
+        """`heads_told` to anybody, `heads_heard` told to nodes that are not silent."""
+        self.tree = True
+        """Whether messages get through by which neighbours in the tree are found."""
         self.on_effect: Callable[[GossipNode, ev.Effect], None] = lambda node, effect: None
         self._latency = latency
         self._numbers: dict[bytes, int] = {}
@@ -78,6 +81,10 @@ class GossipWorld:
         self.nodes.append(node)
         self._numbers[contact.key] = node.index
         return node
+
+    def number(self, key: bytes) -> int:
+        """Of the node with this key."""
+        return self._numbers[key]
 
     def trace_hash(self) -> str:
         """SHA-256 over everything that was sent so far, in hexadecimal."""
@@ -189,11 +196,14 @@ class GossipWorld:
         match message:
             case HeadsAnnounced(news):
                 self.heads_told += len(news)
+                self.heads_heard += 0 if other.silent else len(news)
                 event: ev.Event = ev.NewsReceived(node.key, news)
             case StatusAnnounced(batches):
                 event = ev.StatusReceived(node.key, batches)
             case PeersKnown(core, tree):
                 event = ev.PeersReceived(node.key, core, tree)
+            case Neighbour() if not self.tree:
+                return
             case Neighbour() | IHave() | Graft() | Prune():
                 event = ev.TreeReceived(node.key, message)
             case _:
