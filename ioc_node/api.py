@@ -188,6 +188,17 @@ class Verdict(Message, frozen=True):
     omissions: tuple[Omission, ...] = ()
 
 
+class Probes(Message, frozen=True):
+    """What it took to know who is near. Of `matching` providers that can serve the demand, `far` were ruled out by
+    estimates; `pinged` were pinged for this query, and `known` had been a moment before. `matching` is 0 where nobody
+    asked who is near."""
+
+    pinged: int
+    known: int = 0
+    matching: int = 0
+    far: int = 0
+
+
 class Found(Message, frozen=True, tag=108):
     """Ranked offers. `routes[i]` says in words how `offers[i]` would be reached: RTT and transport."""
 
@@ -196,6 +207,7 @@ class Found(Message, frozen=True, tag=108):
     answered_by: str
     elapsed_ms: float
     verdict: Verdict | None = None
+    probes: Probes = Probes(0)
 
 
 class SubmitTask(Message, frozen=True, tag=109):

@@ -1,6 +1,7 @@
 """What a core node does more than others: it gossips, holds the catalogue, and answers demand queries."""
 
 import time
+from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
@@ -8,16 +9,20 @@ import trio
 
 from ioc_node import api
 from ioc_node.config import NodeConfig
+from ioc_node.core.near import finding_near
 from ioc_node.core.trust import Ended, Trust
 from ioc_node.forwarding import Forwarding
 from ioc_node.identity import Identity, advertised_host
 from ioc_node.market.query import QueryEngine
 from ioc_node.runtime.catalogue_store import CatalogueShelf
 from ioc_node.runtime.gossip import fork_text, make_gossip, name_of
+from ioc_node.runtime.latency import CoreLatency
 from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.links import Link, LinkEndpoint
 from ioc_node.runtime.membership import CoreMembership
 from ioc_node.runtime.pauses import run_with_pauses
+from ioc_node.runtime.pinging import Pinger
+from ioc_wire.latency import FindNear, NearFound
 from ioc_wire.market import Contact, FindOffers, OffersFound
 
 OVERVIEW_SECONDS: Final = 3.0
@@ -39,6 +44,13 @@ class CoreSide:
         self.engine = QueryEngine(self.gossip.catalogue)
         self.membership = CoreMembership(identity.key, identity.chain, trust, self.gossip)
         self._contact = Contact(identity.public_key, advertised_host(config), config.port)
+        self.latency = CoreLatency(
+            identity.key,
+            identity.chain,
+            trust,
+            contact=self._contact,
+            providers=self._provider_contacts,
+        )
         self._changed: dict[bytes, set[int] | None] = {}
         self._change = trio.Event()
         self._patching = False
@@ -79,12 +91,15 @@ class CoreSide:
         """Answer gossip and demand queries; before links are opened."""
         self.gossip.register(handlers)
         self.membership.register(handlers)
+        self.latency.register(handlers)
         handlers.serve(FindOffers, self._on_find)
+        handlers.serve(FindNear, self._on_find_near)
 
     def key_revoked(self, ended: Ended) -> None:
         """`Trust` took in a revocation: offer nothing any more that rests on it."""
         self.gossip.key_revoked()
         self.membership.key_revoked()
+        self.latency.key_revoked(ended)
 
     async def _on_find(self, link: Link, message: FindOffers) -> OffersFound:
         return await self.answer(message)
@@ -109,8 +124,33 @@ class CoreSide:
                     settled=not self._changed and not self._patching,
                     explain=message.explain,
                     after=message.after,
+                    providers=message.providers,
+                    nearest_first=message.nearest_first,
                 )
             )
+
+    async def _on_find_near(self, link: Link, message: FindNear) -> NearFound:
+        return await self.near(message)
+
+    async def near(self, message: FindNear) -> NearFound:
+        """Who can serve a demand and may be near, from this node's catalogue and rows, or from another core node's
+        where this one does not replicate all that the demand allows."""
+        constraints = message.demand.constraints
+        if not (message.forwarded or self.forwarding.is_mine(constraints.allow)):
+            found = await self.forwarding.find_near(message)
+            if found is not None:
+                return found
+        async with self._table:
+            contacts = await run_with_pauses(
+                self.engine.serving(message.demand, unix=time.time(), providers=message.providers)
+            )
+        estimates = await run_with_pauses(self.latency.book.estimating(message.vantage, contacts))
+        return await run_with_pauses(finding_near(contacts, estimates, constraints.rtt_ms_max))
+
+    def _provider_contacts(self) -> Iterator[Contact]:
+        catalogue = self.gossip.catalogue
+        replicas = filter(None, map(catalogue.replica, catalogue.providers()))
+        return filter(None, (replica.contact for replica in replicas))
 
     async def overview(self) -> api.Overview:
         """What is held, per node prefix; made anew after `OVERVIEW_SECONDS`."""
@@ -145,10 +185,11 @@ class CoreSide:
             self._patching = False
             self._change = trio.Event()
 
-    async def start(self, nursery: trio.Nursery, links: LinkEndpoint) -> None:
-        """Gossip until the nursery ends."""
+    async def start(self, nursery: trio.Nursery, links: LinkEndpoint, pinger: Pinger) -> None:
+        """Gossip and measure until the nursery ends."""
         self.forwarding.links = links
         nursery.start_soon(self._follow)
         nursery.start_soon(self.gossip.run, links)
         nursery.start_soon(self.membership.run, links, self._contact)
+        nursery.start_soon(self.latency.run, links, pinger)
         await trio.lowlevel.checkpoint()

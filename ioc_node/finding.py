@@ -1,28 +1,47 @@
-"""Finding offers for a demand: ask a core node, verify, measure what the policy needs measured, rank, say the route."""
+"""Finding offers for a demand: ask a core node, verify, measure what the policy needs measured, rank, say the route.
+
+Where a demand or a policy is about distance, it is first found out who is near (`ioc_node.nearby`), and only hosts of
+those are asked for: the cheapest hosts anywhere are of no use to a demand that wants them within some milliseconds.
+"""
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import trio
 
-from ioc_node.api import Found
+from ioc_node.api import Found, Probes
+from ioc_node.bearings import Bearings
 from ioc_node.core.roads import OwnRoad
 from ioc_node.core_links import CoreLinks
 from ioc_node.core_side import CoreSide
 from ioc_node.errors import PeerUnreachable
+from ioc_node.market.owners import NAMED
 from ioc_node.market.policies import Context, load_policy
-from ioc_node.market.routes import apply_rtts, check_offers, measure_rtts, route_text, transport_to
+from ioc_node.market.routes import (
+    apply_rtts,
+    check_offers,
+    measure_rtts,
+    route_text,
+    transport_to,
+    with_estimates,
+)
+from ioc_node.nearby import Nearby, Neighbours, measured_of
 from ioc_node.runtime.links import LinkEndpoint
+from ioc_node.runtime.pinging import Pinger
 from ioc_node.verifying import compare_cores
+from ioc_wire.codec import Message
 from ioc_wire.errors import Busy, Closing
-from ioc_wire.market import Cursor, Demand, FindOffers, OffersFound
+from ioc_wire.latency import FindNear, NearFound, Vantage
+from ioc_wire.market import Cursor, Demand, FindOffers, Offer, OffersFound, Removal
 
 LIMIT_DEFAULT: Final = 32
 ANSWER_SECONDS: Final = 5.0
 """A core node that has not answered by then is passed over; its link notices a dead one only after a minute."""
 MEASURING_POLICIES: Final = frozenset({"latency"})
+
+M = TypeVar("M", bound=Message)
 
 
 class Finder:
@@ -34,6 +53,8 @@ class Finder:
         cores: CoreLinks,
         core: CoreSide | None,
         *,
+        pinger: Pinger,
+        bearings: Bearings,
         host: str,
         engine: str,
         own_roads: Callable[[bytes], Sequence[OwnRoad]],
@@ -41,13 +62,19 @@ class Finder:
         self._links = links
         self._cores = cores
         self._core = core
+        self._bearings = bearings
+        self._neighbours = Neighbours(links, pinger, self._ask_near, self._vantage)
         self._host = host
         self._engine = engine
         self._own_roads = own_roads
 
     async def offers(self, demand: Demand, policy: str) -> OffersFound:
         """Ranked offers, as the task story wants them."""
-        return (await self._found(FindOffers(demand, policy, LIMIT_DEFAULT)))[0]
+        message, nearby = await self._prepare(FindOffers(demand, policy, LIMIT_DEFAULT))
+        found, _ = await self._answer(message)
+        if nearby is None:
+            return self._checked(found)
+        return (await self._measured(message, self._checked(found), nearby))[0]
 
     async def find(
         self,
@@ -59,47 +86,87 @@ class Finder:
         after: Cursor | None = None,
         verify: bool = False,
     ) -> Found:
-        """Ranked offers with their routes, RTTs measured; a page of them with `after`. To `verify`, two core nodes are
-        compared. Raises `PeerUnreachable`, or `UsageError` for an unknown policy.
+        """Ranked offers with their routes, RTTs measured, or estimated where there are many; a page of them with
+        `after`. To `verify`, two core nodes are compared. Raises `PeerUnreachable`, or `UsageError` for an unknown
+        policy.
         """
         started = trio.current_time()
-        message = FindOffers(demand, policy, limit, explain=explain, after=after)
+        load_policy(policy)
+        message, nearby = await self._prepare(FindOffers(demand, policy, limit, explain=explain, after=after))
         verdict = await compare_cores(self._cores, self._core, message) if verify else None
-        found, answered_by = await self._found(message, measure=True)
-        routes = tuple(
-            route_text(
-                offer,
-                transport_to(
-                    offer,
-                    own=self._own_roads(offer.provider.key),
-                    own_hosts=(self._host,),
-                    engine=self._engine,
-                ),
-            )
-            for offer in found.offers
-        )
-        return Found(found, routes, answered_by, (trio.current_time() - started) * 1000, verdict)
+        answer, answered_by = await self._answer(message)
+        found, probes = await self._measured(message, self._checked(answer), nearby)
+        routes = tuple(route_text(offer, self._transport(offer)) for offer in found.offers)
+        elapsed_ms = (trio.current_time() - started) * 1000
+        return Found(found, routes, answered_by, elapsed_ms, verdict, probes)
 
-    async def _found(self, message: FindOffers, *, measure: bool = False) -> tuple[OffersFound, str]:
-        demand, policy = message.demand, message.policy
-        rank = load_policy(policy)
+    def _transport(self, offer: Offer) -> str:
+        own = self._own_roads(offer.provider.key)
+        return transport_to(offer, own=own, own_hosts=(self._host,), engine=self._engine)
+
+    async def _prepare(self, message: FindOffers) -> tuple[FindOffers, Nearby | None]:
+        """What to ask for, and who is near, where the demand or the policy is about distance."""
+        is_bounded = message.demand.constraints.rtt_ms_max is not None
+        if not is_bounded and message.policy not in MEASURING_POLICIES:
+            return message, None
+        nearby = await self._neighbours.look(message.demand)
+        if not is_bounded and not nearby.within:
+            return message, nearby
+        first = message.policy in MEASURING_POLICIES and message.after is None
+        return msgspec.structs.replace(message, providers=nearby.within, nearest_first=first), nearby
+
+    async def _answer(self, message: FindOffers) -> tuple[OffersFound, str]:
         if self._core is not None:
-            found, answered_by = await self._core.answer(message), "this node"
-        else:
-            found, answered_by = await self._ask(message)
-        offers, removals = check_offers(found.offers, unix=time.time()), list(found.removals)
-        if measure or policy in MEASURING_POLICIES or demand.constraints.rtt_ms_max is not None:
-            offers, lost = apply_rtts(offers, await measure_rtts(self._links, offers), demand)
-            removals += lost
-            offers = rank(offers, Context(demand))
-        return msgspec.structs.replace(found, offers=tuple(offers), removals=tuple(removals)), answered_by
+            return await self._core.answer(message), "this node"
+        return await self._ask(message, OffersFound)
 
-    async def _ask(self, message: FindOffers) -> tuple[OffersFound, str]:
+    @staticmethod
+    def _checked(found: OffersFound) -> OffersFound:
+        return msgspec.structs.replace(found, offers=tuple(check_offers(found.offers, unix=time.time())))
+
+    async def _measured(
+        self, message: FindOffers, found: OffersFound, nearby: Nearby | None
+    ) -> tuple[OffersFound, Probes]:
+        """Offers with their round trips, the first ones measured now, ranked again; without those that are too far."""
+        demand = message.demand
+        now = await measure_rtts(self._links, found.offers)
+        offers, lost = apply_rtts(found.offers, measured_of(nearby) | now, demand)
+        unknown = dict.fromkeys(offer.provider.key for offer in offers if offer.rtt_us < 0)
+        if unknown:
+            known = nearby.estimates if nearby is not None else {}
+            if not unknown.keys() <= known.keys():
+                known = await self._neighbours.estimates(demand, list(unknown))
+            offers = with_estimates(offers, known)
+        removals = (*(_told(each, nearby) for each in found.removals), *lost)
+        ranked = tuple(load_policy(message.policy)(offers, Context(demand)))
+        probes = nearby.probes if nearby is not None else Probes(0)
+        again = len(now.keys() - nearby.pinged) if nearby is not None else len(now)
+        probes = msgspec.structs.replace(probes, pinged=probes.pinged + again)
+        return msgspec.structs.replace(found, offers=ranked, removals=removals), probes
+
+    # -- asking
+
+    async def _vantage(self) -> Vantage:
+        return self._core.latency.vantage() if self._core is not None else await self._bearings.take()
+
+    async def _ask_near(self, message: FindNear) -> NearFound:
+        if self._core is not None:
+            return await self._core.near(message)
+        return (await self._ask(message, NearFound))[0]
+
+    async def _ask(self, message: Message, expected: type[M]) -> tuple[M, str]:
         failed: set[bytes] = set()
         while True:
             link = await self._cores.any(but=frozenset(failed))
             try:
                 with trio.fail_after(ANSWER_SECONDS):
-                    return await link.request(message, OffersFound), link.peer.name
+                    return await link.request(message, expected), link.peer.name
             except (PeerUnreachable, Busy, Closing, trio.TooSlowError):
                 failed.add(link.peer.key)
+
+
+def _told(removal: Removal, nearby: Nearby | None) -> Removal:
+    """That hosts are not of the providers asked for means that they are too far."""
+    if nearby is None or removal.condition != NAMED:
+        return removal
+    return Removal("rtt", removal.removed, nearby.missed[:512])

@@ -16,6 +16,7 @@ from ioc_node.runtime.gossip import is_core
 from ioc_node.runtime.links import Link, LinkEndpoint
 from ioc_wire.codec import Message
 from ioc_wire.errors import WireError
+from ioc_wire.latency import FindNear, NearFound
 from ioc_wire.market import FindOffers, OffersFound, RecordResolved, Removal, ResolveRecord
 
 FIND_SECONDS: Final = 3.0
@@ -46,6 +47,11 @@ class Forwarding:
         return await self._ask(
             areas, msgspec.structs.replace(message, forwarded=True), OffersFound, FIND_SECONDS
         )
+
+    async def find_near(self, message: FindNear) -> NearFound | None:
+        """What another core node knows of who is near, or None where nobody who holds them all answers."""
+        forwarded = msgspec.structs.replace(message, forwarded=True)
+        return await self._ask(message.demand.constraints.allow, forwarded, NearFound, FIND_SECONDS)
 
     async def resolve(self, message: ResolveRecord) -> RecordResolved | None:
         """The record that another core node has, if one has it. The asker verifies it."""

@@ -25,6 +25,7 @@ import trio
 from ioc_node import api
 from ioc_node.acquaintances import peer_rows
 from ioc_node.answers import Answers
+from ioc_node.bearings import Bearings
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.offload import load_offloads
 from ioc_node.bulk.transfers import BulkEndpoint, open_bulk
@@ -46,6 +47,7 @@ from ioc_node.runtime.dht import Dht, open_dht
 from ioc_node.runtime.driver import open_background
 from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.links import Link, LinkEndpoint, open_links
+from ioc_node.runtime.pinging import Pinger
 from ioc_node.runtime.record_shelf import RecordShelf
 from ioc_node.runtime.revocations import RevocationKeeper
 from ioc_node.runtime.store import PeerMemory, Store, open_store
@@ -355,7 +357,18 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
             handlers.serve_notify(PeersKnown, cores.hear)
         elif provider is not None:
             provider.home.on_peers(cores.hear)  # so that they are remembered over a restart
-        finder = Finder(links, cores, core, host=host, engine=bulk.engine, own_roads=bulk.offloads.own_roads)
+        pinger = Pinger(dht, links)
+        bearings = Bearings(cores, pinger)
+        finder = Finder(
+            links,
+            cores,
+            core,
+            pinger=pinger,
+            bearings=bearings,
+            host=host,
+            engine=bulk.engine,
+            own_roads=bulk.offloads.own_roads,
+        )
 
         async def connect(contact: Contact) -> Link:
             return await links.connect((contact.host, contact.port), contact.key)
@@ -396,7 +409,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         )
         tasks = await stack.enter_async_context(open_background())
         if core is not None:
-            await core.start(tasks, links)
+            await core.start(tasks, links, pinger)
         if bulletins is not None:
             tasks.start_soon(bulletins.run, links)
         tasks.start_soon(revocations.run, links)
@@ -406,6 +419,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         await tasks.start(workflows.run)
         if provider is not None:
             await provider.start(tasks, links, dht)
+            tasks.start_soon(bearings.tell)
         answers.open(node)
         stack.callback(
             answers.close

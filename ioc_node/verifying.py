@@ -30,7 +30,9 @@ OWN: Final = "this node"
 async def compare_cores(cores: CoreLinks, core: CoreSide | None, message: FindOffers) -> Verdict:
     """Ask two core nodes, this one among them if it is one. Raises `PeerUnreachable` where there are no two."""
     after = message.after or Cursor(0.0, 0)
-    asked = msgspec.structs.replace(message, policy="cost", after=after, explain=False, forwarded=True)
+    asked = msgspec.structs.replace(
+        message, policy="cost", after=after, explain=False, forwarded=True, nearest_first=False
+    )
     names = await _two(cores, own=core is not None)
     lasting: set[tuple[str, str]] | None = None
     equal = 0

@@ -126,6 +126,12 @@ def found_facts(found: api.Found) -> dict[str, Any]:
         ],
         "answered_by": found.answered_by,
         "elapsed_ms": round(found.elapsed_ms, 3),
+        "probes": {
+            "pinged": found.probes.pinged,
+            "known": found.probes.known,
+            "matching_providers": found.probes.matching,
+            "too_far_by_estimate": found.probes.far,
+        },
         "catalogue_digest": found.found.digest.hex(),
         "cursor": cursor_text(found.found.cursor) if found.found.cursor is not None else None,
     }
@@ -159,6 +165,7 @@ def offer_facts(offer: Offer, route: str) -> dict[str, Any]:
         ],
         "price_micro": offer.price_micro,
         "rtt_ms": offer.rtt_us / 1000 if offer.rtt_us >= 0 else None,
+        "rtt_estimate": _estimate_facts(offer),
         "reasons": list(offer.reasons),
         "route": route,
     }
@@ -169,6 +176,29 @@ def free_text(facts: dict[str, Any]) -> str:
     lines = [f"{facts['free_cores']:.12g} cores", size_text(facts["free_memory_mib"] << 20)]
     lines += [f"{each['free']:.12g} of {each['count']} {each['model']}" for each in facts["accelerators"]]
     return "\n".join(lines)
+
+
+def _estimate_facts(offer: Offer) -> dict[str, Any] | None:
+    found = offer.estimate
+    if found is None:
+        return None
+    return {
+        "rtt_ms": found.rtt_us / 1000,
+        "low_ms": found.low_us / 1000,
+        "high_ms": found.high_us / 1000,
+        "how": found.how,
+        "core_nodes": found.over,
+    }
+
+
+def probes_text(probes: api.Probes) -> str:
+    """`pinged 12 providers`, or `pinged 125 of 481 providers that can serve it; 356 are too far by estimate`."""
+    if not probes.matching:
+        return f"pinged {probes.pinged} providers"
+    text = f"pinged {probes.pinged} of {probes.matching} providers that can serve it"
+    if probes.known:
+        text += f"; {probes.known} were measured a moment ago"
+    return text + (f"; {probes.far} are too far by estimate" if probes.far else "")
 
 
 def render_found(console: Console, found: api.Found, *, title: str = "", explain: bool = False) -> None:
@@ -195,6 +225,7 @@ def render_found(console: Console, found: api.Found, *, title: str = "", explain
         f" {short(found.answered_by) or 'this node'} in {found.elapsed_ms:.1f} ms"
     )
     console.print(plain(answered), style="dim")
+    console.print(plain(probes_text(found.probes)), style="dim")
     if found.found.cursor is not None:
         console.print(plain(f"next page: --after {cursor_text(found.found.cursor)}"), style="dim")
     if found.verdict is not None:

@@ -6,20 +6,33 @@ may still lie. So what was measured here goes before it, and what is offered as 
 
 import statistics
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from ioc_node.core.near import coordinate_of
+from ioc_node.core.nearness import Estimate, estimate
 from ioc_node.core.trust import Trust
+from ioc_node.core.vivaldi import Coordinate
 from ioc_wire import limits
 from ioc_wire.authority import CORE_ROLES
 from ioc_wire.errors import BrokenChain, OverQuota, Revoked, RoleNotGranted
-from ioc_wire.latency import LatencyNews, LatencyRow, ProviderRtt, RowHeld, verify_row
+from ioc_wire.latency import (
+    CoordinateTold,
+    LatencyNews,
+    LatencyRow,
+    ProviderRtt,
+    RowHeld,
+    Vantage,
+    verify_row,
+)
 
 ROWS_MAX: Final = 64
 """Core nodes whose rows are kept; those that come later are refused until one expires."""
 PROVIDERS_MAX: Final = limits.LATENCY_RTTS_MAX
 """Providers whose samples are kept; the one measured longest ago goes."""
 SAMPLES_KEPT: Final = 8
+STEP_PROVIDERS: Final = 16
+"""Providers whose way is estimated between two pauses."""
 
 
 class _Samples:
@@ -48,14 +61,19 @@ class Measurements:
         if len(self._samples) > PROVIDERS_MAX:
             self._samples.popitem(last=False)
 
-    def rtts(self, *, unix: float) -> tuple[ProviderRtt, ...]:
-        """What a row says: least and median of the last samples, those of the last hour only."""
+    def rtts(
+        self, *, unix: float, places: Mapping[bytes, CoordinateTold] | None = None
+    ) -> tuple[ProviderRtt, ...]:
+        """What a row says: least and median of the last samples, those of the last hour only, and the provider's own
+        word of its place where it gave one."""
+        told = places or {}
         found = []
         for provider, samples in self._samples.items():
             age = max(int(unix - samples.unix), 0)
             if age <= limits.LATENCY_SECONDS_MAX:
                 last = samples.last
-                found.append(ProviderRtt(provider, min(last), statistics.median_high(last), len(last), age))
+                median = statistics.median_high(last)
+                found.append(ProviderRtt(provider, min(last), median, len(last), age, told.get(provider)))
         return tuple(found)
 
 
@@ -67,12 +85,15 @@ class Held(NamedTuple):
 
 
 class LatencyBook:
-    """The newest row of each core node."""
+    """The newest row of each core node; that of this one, whose key is `own`, always has room."""
 
-    def __init__(self, trust: Trust, *, rows_max: int = ROWS_MAX) -> None:
+    def __init__(self, trust: Trust, *, own: bytes = b"", rows_max: int = ROWS_MAX) -> None:
         self._trust = trust
+        self._own = own
         self._max = rows_max
         self._rows: dict[bytes, Held] = {}
+        self._measured: dict[bytes, dict[bytes, ProviderRtt]] = {}
+        """By provider, by the core node that measured it."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -92,9 +113,13 @@ class LatencyBook:
         if held is not None and held.row.number >= row.number:
             return False
         self.expire(unix=unix)
-        if core not in self._rows and len(self._rows) >= self._max:
+        others = len(self._rows.keys() - {self._own, core})
+        if core != self._own and others >= self._max:
             raise OverQuota(f"latency rows of {self._max} core nodes are held already")
+        self._forget([core] if core in self._rows else [])
         self._rows[core] = Held(news, row)
+        for each in row.rtts:
+            self._measured.setdefault(each.provider, {})[core] = each
         return True
 
     def held(self) -> tuple[RowHeld, ...]:
@@ -107,23 +132,58 @@ class LatencyBook:
         newer = [each.news for core, each in self._rows.items() if known.get(core, -1) < each.row.number]
         return tuple(newer[: limits.LATENCY_TOLD_MAX])
 
+    def coordinate(self, core: bytes) -> Coordinate | None:
+        """Where a core node says that it stands."""
+        held = self._rows.get(core)
+        return coordinate_of(held.row.coordinate) if held is not None else None
+
     def by_provider(self, providers: Sequence[bytes]) -> Mapping[bytes, dict[bytes, float]]:
         """Least round trips to providers in ms: by provider, by the core node that measured them."""
-        found: dict[bytes, dict[bytes, float]] = {provider: {} for provider in providers}
-        for core, held in self._rows.items():
-            for each in held.row.rtts:
-                if each.provider in found:
-                    found[each.provider][core] = each.rtt_us_min / 1000
-        return found
+        return {
+            provider: {
+                core: each.rtt_us_min / 1000 for core, each in self._measured.get(provider, {}).items()
+            }
+            for provider in providers
+        }
+
+    def place_of(self, provider: bytes) -> Coordinate | None:
+        """Where a provider says that it stands, by the row that measured it last."""
+        told = [each for each in self._measured.get(provider, {}).values() if each.coordinate is not None]
+        return coordinate_of(min(told, key=lambda each: each.age_seconds).coordinate) if told else None
 
     def expire(self, *, unix: float) -> None:
         """Drop what does not hold any more."""
-        self._rows = {core: held for core, held in self._rows.items() if unix < held.row.expires}
+        self._forget([core for core, held in self._rows.items() if unix >= held.row.expires])
 
     def drop_revoked(self) -> None:
         """Drop rows whose signer or chain was revoked since."""
         ended = self._trust.has_ended
-        self._rows = {core: held for core, held in self._rows.items() if not ended(core, held.news.chain)}
+        self._forget([core for core, held in self._rows.items() if ended(core, held.news.chain)])
+
+    def _forget(self, cores: Iterable[bytes]) -> None:
+        for core in cores:
+            for each in self._rows.pop(core).row.rtts:
+                known = self._measured[each.provider]
+                del known[core]
+                if not known:
+                    del self._measured[each.provider]
+
+    # -- estimates
+
+    def estimating(
+        self, vantage: Vantage, providers: Iterable[bytes]
+    ) -> Generator[None, None, dict[bytes, Estimate | None]]:
+        """How far each provider probably is from `vantage`, in steps."""
+        own = {each.core: each.rtt_us / 1000 for each in vantage.rtts}
+        at = coordinate_of(vantage.coordinate)
+        found: dict[bytes, Estimate | None] = {}
+        for number, provider in enumerate(providers):
+            if number % STEP_PROVIDERS == STEP_PROVIDERS - 1:
+                yield
+            theirs, place = self.by_provider([provider])[provider], self.place_of(provider)
+            places = (at, place) if at is not None and place is not None else None
+            found[provider] = estimate(own, theirs, places)
+        return found
 
     def _check_right(self, news: LatencyNews, *, unix: float) -> None:
         signer = news.statement.key

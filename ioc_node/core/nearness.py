@@ -95,7 +95,7 @@ def choose_probes(
     Left out is who was measured before, and who is surely farther. Who is surely inside comes first, and is pinged as
     well. Of the unknown ones, who are last, some may still be in the budget.
     """
-    chances = [(_order(each, most_ms), key) for key, each in estimates.items() if _may_be_near(each, most_ms)]
+    chances = [(order(each, most_ms), key) for key, each in estimates.items() if _may_be_near(each, most_ms)]
     return tuple(key for _, key in sorted(chances)[: min(max(probes_max, 0), PROBES_MAX)])
 
 
@@ -105,14 +105,17 @@ def is_far(found: Estimate | None, most_ms: float) -> bool:
     return found is not None and found.low_ms > most_ms + slack
 
 
-def _may_be_near(found: Estimate | None, most_ms: float) -> bool:
-    return not is_far(found, most_ms) and (found is None or found.how != "measured")
-
-
-def _order(found: Estimate | None, most_ms: float) -> tuple[int, float]:
+def order(found: Estimate | None, most_ms: float | None) -> tuple[int, float]:
+    """The likeliest first: surely within `most_ms`, then perhaps, then unknown. By distance where it is None."""
     if found is None:
         return 2, 0.0
+    if most_ms is None:
+        return 0, found.rtt_ms
     return (0, found.high_ms) if found.high_ms <= most_ms else (1, found.low_ms + found.rtt_ms)
+
+
+def _may_be_near(found: Estimate | None, most_ms: float) -> bool:
+    return not is_far(found, most_ms) and (found is None or found.how != "measured")
 
 
 def _is_rtt(rtt_ms: float) -> bool:

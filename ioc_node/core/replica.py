@@ -17,6 +17,7 @@ from ioc_wire.authority import Grant
 from ioc_wire.cid import self_certified_prefix
 from ioc_wire.codec import decode
 from ioc_wire.gossip import HeadNews, HeadRow
+from ioc_wire.market import Contact
 from ioc_wire.records import Head, StatusBatch
 from ioc_wire.signed import Signed
 
@@ -79,6 +80,11 @@ class Replica:
     def prefix(self) -> str:
         """Where its names lie: the prefix that it was granted, its self-certified one where it was granted none."""
         return self.grant.prefix if self.grant is not None else self._own_prefix
+
+    @property
+    def contact(self) -> Contact | None:
+        """Where the provider takes links, as the news of its head says."""
+        return self.held.news.contact if self.held is not None else None
 
     @property
     def lagging(self) -> bool:

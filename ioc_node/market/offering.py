@@ -56,12 +56,28 @@ class Offering:
             if replica is None or not replica.is_alive(slot):
                 continue
             said = self._said.get(row) or self._read(row, provider, slot)
-            contact = (said.contact or _contact(replica)) if said is not None else None
+            contact = (said.contact or replica.contact) if said is not None else None
             if said is None or contact is None:
                 continue
             price = estimate(said.prices, status.price_micro)
             made.append(Offer(said.record, contact, status, min(price, PRICE_MAX)))
         return made
+
+    def contacts(self, rows: Rows) -> Generator[None, None, dict[bytes, Contact]]:
+        """Where the providers of these rows take links, by key: as their heads' news say, or one of these hosts. In
+        steps."""
+        found: dict[bytes, Contact] = {}
+        for number, row in enumerate(rows.tolist()):
+            if number % STEP_OFFERS == STEP_OFFERS - 1:
+                yield
+            provider, slot = self._table.owner_of(row)
+            replica = self._catalogue.replica(provider)
+            contact = replica.contact if replica is not None else None
+            if contact is None and (said := self._said.get(row) or self._read(row, provider, slot)):
+                contact = said.contact
+            if contact is not None:
+                found[provider] = contact
+        return found
 
     def _read(self, row: int, provider: bytes, slot: int) -> _Said | None:
         signed = self._catalogue.record(provider, slot)
@@ -76,14 +92,10 @@ class Offering:
 
 def contact_of(replica: Replica, record: ResourceRecord) -> Contact | None:
     """Where the provider of a record takes links: as the record says, which is signed, else as its head's news."""
-    return _stated(replica.provider, record) or _contact(replica)
+    return _stated(replica.provider, record) or replica.contact
 
 
 def _stated(provider: bytes, record: ResourceRecord) -> Contact | None:
     if not record.endpoints:
         return None
     return Contact(provider, record.endpoints[0].host, record.endpoints[0].port)
-
-
-def _contact(replica: Replica) -> Contact | None:
-    return replica.held.news.contact if replica.held is not None else None

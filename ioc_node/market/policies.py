@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from ioc_node.core.near import estimate_of
 from ioc_node.errors import UsageError
 from ioc_node.market.pricing import Prices, cores_milli, format_micro, prices_of
 from ioc_wire.codec import decode
@@ -90,8 +91,11 @@ def _price_reason(offer: Offer) -> str:
 
 
 def rtt_reason(offer: Offer) -> str:
-    """`RTT 0.4 ms, measured`."""
-    return f"RTT {offer.rtt_us / 1000:.1f} ms, measured" if offer.rtt_us >= 0 else "RTT not measured"
+    """`RTT 0.4 ms, measured`, or `RTT estimated 40 ms (triangulated over 5 core nodes)`."""
+    if offer.rtt_us >= 0:
+        return f"RTT {offer.rtt_us / 1000:.1f} ms, measured"
+    found = estimate_of(offer.estimate)
+    return f"RTT {found.text()}" if found is not None else "RTT not measured"
 
 
 def cost(offers: Sequence[Offer], context: Context) -> list[Offer]:
@@ -113,14 +117,14 @@ def cost(offers: Sequence[Offer], context: Context) -> list[Offer]:
 
 
 def latency(offers: Sequence[Offer], context: Context) -> list[Offer]:
-    """Nearest first, by measured round trip in steps of a fifth (below 1 ms all are equal); then the least busy, the
-    cheapest, and in order of identifier. What nobody measured comes last.
+    """Nearest first, by measured round trip, or else the estimated one, in steps of a fifth (below 1 ms all are equal);
+    then the least busy, the cheapest, and in order of identifier. What is not known comes last.
     """
     loads = _loads(offers, context)
 
     def order(index: int) -> tuple[bool, float, _Load, int, str]:
         offer, load = offers[index], loads[index]
-        return (load.crowded, _distance(offer.rtt_us), load, offer.price_micro, record_of(offer).cid)
+        return (load.crowded, _distance(offer), load, offer.price_micro, record_of(offer).cid)
 
     ranked = []
     for index in sorted(range(len(offers)), key=order)[: context.limit]:
@@ -130,7 +134,8 @@ def latency(offers: Sequence[Offer], context: Context) -> list[Offer]:
     return ranked
 
 
-def _distance(rtt_us: int) -> float:
+def _distance(offer: Offer) -> float:
+    rtt_us = offer.estimate.rtt_us if offer.rtt_us < 0 and offer.estimate is not None else offer.rtt_us
     if rtt_us < 0:
         return math.inf
     return 0 if rtt_us < 1000 else 1 + math.floor(math.log(rtt_us / 1000, 1.2))

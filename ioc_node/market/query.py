@@ -27,7 +27,7 @@ from ioc_node.market.summing import summing
 from ioc_wire import limits
 from ioc_wire.codec import decode
 from ioc_wire.errors import NotFound, WireError
-from ioc_wire.market import Cursor, Demand, OffersFound, Removal
+from ioc_wire.market import Contact, Cursor, Demand, OffersFound, Removal
 from ioc_wire.records import ResourceRecord, decode_entry
 
 log = structlog.get_logger()
@@ -135,9 +135,12 @@ class QueryEngine:
         settled: bool = True,
         explain: bool = True,
         after: Cursor | None = None,
+        providers: Sequence[bytes] | None = None,
+        nearest_first: bool = False,
     ) -> Generator[None, None, OffersFound]:
         """Ranked offers, at most `limit`, and per condition how many rows it removed; the nearest misses only where
-        there is no offer, or to `explain`. Of a page, the hosts that come `after` the one before. The digest is
+        there is no offer, or to `explain`. Of a page, the hosts that come `after` the one before. Of `providers` alone
+        where some are named, the hosts of the first of them before cheaper ones if `nearest_first`. The digest is
         UNSETTLED where the table is not `settled`. Raises `NotFound` for a policy that is not installed here.
         """
         try:
@@ -145,8 +148,16 @@ class QueryEngine:
         except UsageError as error:
             raise NotFound(str(error)) from None
         limit = min(max(limit, demand.gang), limits.OFFERS_MAX)
-        count = max(CANDIDATES_MIN, 2 * limit) if after is None else limit
-        scan = Scan(demand, self._table, unix=unix, count=count, after=after)
+        whole = after is not None or nearest_first  # what comes next is not the policy's to choose
+        scan = Scan(
+            demand,
+            self._table,
+            unix=unix,
+            count=limit if whole else max(CANDIDATES_MIN, 2 * limit),
+            after=after,
+            providers=providers,
+            nearest_first=nearest_first,
+        )
         yield from scan.run()
         short = scan.matching < demand.gang
         offers = [] if short else (yield from self._offering.offers(scan.cheapest(), demand))
@@ -167,6 +178,15 @@ class QueryEngine:
             scan.matching,
             scan.cursor if after is not None else None,
         )
+
+    def serving(
+        self, demand: Demand, *, unix: float, providers: Sequence[bytes] | None = None
+    ) -> Generator[None, None, dict[bytes, Contact]]:
+        """The providers with hosts that can serve a demand, of `providers` where some are named, and where each takes
+        links. In steps."""
+        scan = Scan(demand, self._table, unix=unix, count=0, providers=providers)
+        yield from scan.run()
+        return (yield from self._offering.contacts(scan.examples()))
 
     def _name_of(self, row: int) -> str:
         provider, slot = self._table.owner_of(row)

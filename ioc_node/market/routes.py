@@ -1,8 +1,7 @@
 """How far offers are, and by which transport bytes would go there: measured by the consumer before it reserves."""
 
 import math
-import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -11,16 +10,16 @@ import trio
 from ioc_node.core.roads import OwnRoad, choose_roads, reach_by_scope
 from ioc_node.errors import PeerUnreachable
 from ioc_node.market.policies import record_of, rtt_reason
-from ioc_node.runtime.links import Link, LinkEndpoint
+from ioc_node.runtime.links import LinkEndpoint
+from ioc_node.runtime.pinging import ping_us
 from ioc_wire.authority import check_names
 from ioc_wire.cid import parse_cid
 from ioc_wire.errors import WireError
-from ioc_wire.market import Demand, MeasureRtt, Offer, Removal, RttMeasured
+from ioc_wire.market import Demand, Offer, Removal, RttEstimate
 from ioc_wire.records import verify_record
 
-PINGS: Final = 3
 MEASURED_MAX: Final = 16
-"""Providers measured for one demand: the first so many of the list."""
+"""Providers measured over a link for one demand: the first so many of the list."""
 MEASURE_SECONDS: Final = 3.0
 """A provider that has not answered by then is unreachable."""
 
@@ -65,18 +64,8 @@ async def _measure(links: LinkEndpoint, offer: Offer) -> Measured:
     return Measured(-1, f"no answer within {MEASURE_SECONDS:g} s")
 
 
-async def ping_us(link: Link) -> int:
-    """The median round trip of a few small requests over a link, in microseconds."""
-    times = []
-    for _ in range(PINGS):
-        began = trio.current_time()
-        await link.request(MeasureRtt(), RttMeasured)
-        times.append(trio.current_time() - began)
-    return round(statistics.median(times) * 1_000_000)
-
-
 def apply_rtts(
-    offers: Sequence[Offer], measured: dict[bytes, Measured], demand: Demand
+    offers: Sequence[Offer], measured: Mapping[bytes, Measured], demand: Demand
 ) -> tuple[list[Offer], list[Removal]]:
     """`offers` with their round trips; without those that cannot be reached or are farther than the demand allows.
 
@@ -106,9 +95,26 @@ def apply_rtts(
     return kept, removals
 
 
+def with_estimates(offers: Sequence[Offer], estimates: Mapping[bytes, RttEstimate | None]) -> list[Offer]:
+    """`offers` with an estimate, by provider's key, where there is one and nothing was measured."""
+    return [
+        msgspec.structs.replace(offer, estimate=estimates.get(offer.provider.key))
+        if offer.rtt_us < 0
+        else offer
+        for offer in offers
+    ]
+
+
 def check_offers(offers: Sequence[Offer], *, unix: float) -> list[Offer]:
-    """The offers whose record was truly signed by the provider they name; a core node vouches for nothing else."""
-    return [offer for offer in offers if _is_genuine(offer, unix)]
+    """The offers whose record was truly signed by the provider they name, without what the core node says of the way
+    there; it vouches for nothing else."""
+    return [
+        msgspec.structs.replace(offer, rtt_us=-1, estimate=None)
+        if offer.rtt_us >= 0 or offer.estimate
+        else offer
+        for offer in offers
+        if _is_genuine(offer, unix)
+    ]
 
 
 def _is_genuine(offer: Offer, unix: float) -> bool:
@@ -138,5 +144,5 @@ def transport_to(offer: Offer, *, own: Sequence[OwnRoad], own_hosts: Collection[
 
 
 def route_text(offer: Offer, transport: str) -> str:
-    """`RTT 0.4 ms, measured; shm (same host)`."""
+    """`RTT 0.4 ms, measured; shm (same host)`, or `RTT estimated 40 ms (coordinates); quic/qh3 (another host)`."""
     return f"{rtt_reason(offer)}; {transport}"

@@ -5,7 +5,7 @@ they lie are gone through in blocks, column after column, and a condition that a
 nearest misses are looked for in a second pass, where somebody wants to know them.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from ioc_node.market.columns import QUANTITY_MAX, Table
 from ioc_node.market.conditions import REASON_CHARS_MAX, Condition, conditions
 from ioc_node.market.expressions import Where
 from ioc_node.market.kinds import Mask, Rows
+from ioc_node.market.owners import NamedOwners
 from ioc_node.market.pricing import accelerators_milli, cores_milli
 from ioc_wire.market import Cursor, Demand, Removal
 
@@ -59,12 +60,21 @@ class _Removed:
 
 class Scan:
     """Of one demand, at `unix` seconds since 1970; the `count` cheapest rows are kept, of a page those that come
-    `after` the one before. No rows may come or go while it lasts; their status may change. Raises `Malformed` for an
-    expression that is none.
+    `after` the one before. Where `providers` are named, only rows of theirs; `nearest_first` puts the rows of those
+    named first before the cheaper ones. With a `count` of 0 only `examples` are kept. No rows may come or go while it
+    lasts; their status may change. Raises `Malformed` for an expression that is none.
     """
 
     def __init__(
-        self, demand: Demand, table: Table, *, unix: float, count: int, after: Cursor | None = None
+        self,
+        demand: Demand,
+        table: Table,
+        *,
+        unix: float,
+        count: int,
+        after: Cursor | None = None,
+        providers: Sequence[bytes] | None = None,
+        nearest_first: bool = False,
     ) -> None:
         self.considered = table.living
         self._table = table
@@ -75,7 +85,11 @@ class Scan:
         self._where = Where(demand.constraints.where, table)
         self._on_kinds: list[_Removed] = []
         self._on_rows: list[_Removed] = []
-        self._price = _Price(demand, table)
+        self._named = NamedOwners(table, providers) if providers is not None else None
+        self._order: _Price | NamedOwners = _Price(demand, table)
+        if nearest_first and self._named is not None:
+            self._order = self._named
+        self._examples = np.full(0 if count else len(table.owners.values), -1, np.int64)
         self._best: Rows = np.zeros(0, np.int64)
         self._estimates: npt.NDArray[np.float64] = np.zeros(0)
 
@@ -85,6 +99,8 @@ class Scan:
         yield from self._where.prepare()
         on_kinds += self._where.kind_conditions()
         on_rows += self._where.row_conditions()
+        if self._named is not None:
+            on_rows.append(self._named.condition())
         self._on_kinds = [_Removed(one, of_kind=True) for one in on_kinds]
         self._on_rows = [_Removed(one, of_kind=False) for one in on_rows]
         for part in self._parts(self._sift_kinds()):
@@ -97,6 +113,11 @@ class Scan:
     def cheapest(self) -> Rows:
         """The rows with the lowest estimates; among equals those with the smallest hash of their name."""
         return self._best
+
+    def examples(self) -> Rows:
+        """One row of each provider that can serve the demand."""
+        found: Rows = self._examples[self._examples >= 0]
+        return found
 
     @property
     def cursor(self) -> Cursor | None:
@@ -177,8 +198,8 @@ class Scan:
             sample = np.flatnonzero(mask)[:SAMPLE_ROWS]
             self._keep_cheapest(sample + rows.start)
             mask[sample] = False
-        if len(self._best) >= self._count:
-            self._price.rule_out(mask, rows, self._best, float(self._estimates.max()))
+        if 0 < self._count <= len(self._best):
+            self._order.rule_out(mask, rows, self._best, float(self._estimates.max()))
         self._keep_cheapest(np.flatnonzero(mask) + rows.start)
 
     def _look_at_rows(self, rows: Rows, first: int) -> None:
@@ -193,7 +214,10 @@ class Scan:
     def _keep_cheapest(self, rows: Rows) -> None:
         if not len(rows):
             return
-        estimates = self._price.estimate(rows)
+        if not self._count:
+            self._examples[self._table["owner"][rows]] = rows
+            return
+        estimates = self._order.estimate(rows)
         if self._after is not None:
             ties, edge = self._table["tie"][rows], self._after.estimate
             later = (estimates > edge) | ((estimates == edge) & (ties > self._after.tie))

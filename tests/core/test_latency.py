@@ -4,10 +4,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ioc_node.core.latency import PROVIDERS_MAX, SAMPLES_KEPT, LatencyBook, Measurements
+from ioc_node.core.steps import run_through
 from ioc_node.core.trust import Trust
 from ioc_wire import limits
 from ioc_wire.errors import BadSignature, OverQuota, Revoked
-from ioc_wire.latency import LatencyNews, LatencyRow, ProviderRtt
+from ioc_wire.latency import CoordinateTold, CoreRtt, LatencyNews, LatencyRow, ProviderRtt, Vantage
 from ioc_wire.signed import Signed, public_bytes, sign
 
 NOW = 1_800_000_000
@@ -64,6 +65,33 @@ def test_rows_end_and_their_number_is_bounded() -> None:
     assert book.take(news(BOB, 2, 2), unix=NOW)  # who is in may say more
     book.expire(unix=NOW + 60)
     assert len(book) == 0
+
+
+def test_the_own_row_always_has_room() -> None:
+    book = LatencyBook(open_trust(), own=public_bytes(CAROL), rows_max=2)
+    for key in (ALICE, BOB, CAROL):
+        assert book.take(news(key, 1, 1), unix=NOW)
+    assert len(book) == 3
+
+
+def test_estimates_come_from_rows_or_else_from_places() -> None:
+    book = open_book()
+    book.take(news(ALICE, 1, 5_000), unix=NOW)
+    book.take(news(BOB, 1, 9_000), unix=NOW)
+    place = CoordinateTold((30.0, 0.0, 0.0), 1.0, 0.2)
+    far = ProviderRtt(FAR, 7_000, 7_000, 1, 0, place)
+    book.take(LatencyNews(sign(CAROL, LatencyRow(1, NOW, NOW + 60, (far,)))), unix=NOW)
+    here = CoordinateTold((0.0, 0.0, 0.0), 2.0, 0.1)
+    vantage = Vantage((CoreRtt(public_bytes(ALICE), 1_000), CoreRtt(public_bytes(BOB), 2_000)), here)
+    found = run_through(book.estimating(vantage, [NEAR, FAR, b"u" * 32]))
+    near, there = found[NEAR], found[FAR]
+    assert near is not None
+    assert there is not None
+    assert (near.how, near.over, near.low_ms, near.high_ms) == ("triangulated", 2, 4.0, 6.0)
+    assert (there.how, there.rtt_ms) == ("coordinates", 33.0)
+    assert found[b"u" * 32] is None
+    book.expire(unix=NOW + 60)
+    assert run_through(book.estimating(vantage, [NEAR, FAR])) == {NEAR: None, FAR: None}
 
 
 def test_forged_and_revoked_rows_do_not_count() -> None:

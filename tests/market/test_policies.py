@@ -13,8 +13,15 @@ from ioc_node.errors import UsageError
 from ioc_node.market.demand import explain, make_demand
 from ioc_node.market.policies import Context, Outstanding, cost, latency, load_policy, record_of
 from ioc_node.market.pricing import format_micro
-from ioc_node.market.routes import Measured, apply_rtts, check_offers, route_text, transport_to
-from ioc_wire.market import Offer, OffersFound, Removal
+from ioc_node.market.routes import (
+    Measured,
+    apply_rtts,
+    check_offers,
+    route_text,
+    transport_to,
+    with_estimates,
+)
+from ioc_wire.market import Offer, OffersFound, Removal, RttEstimate
 from ioc_wire.records import Network, Price
 from tests.market.query_cases import UNIX, Provider, make_engine
 
@@ -87,6 +94,27 @@ def test_latency_prefers_the_near_and_does_not_split_hairs() -> None:
     assert [offer.reasons[0] for offer in ranked] == [
         "RTT 0.5 ms, measured", "RTT 0.3 ms, measured", "RTT 20.0 ms, measured", "RTT not measured",
     ]  # fmt: skip
+
+
+def test_what_is_estimated_stands_by_its_estimate_and_says_so() -> None:
+    offers = offers_of(("a", 5, 8, 0), ("b", 5, 8, 0), ("c", 5, 8, 0))
+    keys = {name: offer.provider.key for name, offer in zip(hosts(offers), offers, strict=True)}
+    offers = [
+        msgspec.structs.replace(offer, rtt_us=30_000) if offer.provider.key == keys["b"] else offer
+        for offer in offers
+    ]
+    near = RttEstimate(4_000, 1_000, 9_000, "triangulated", 5)
+    known = with_estimates(offers, {keys["a"]: near, keys["b"]: near})
+    ranked = latency(known, Context(DEMAND))
+    assert hosts(ranked) == ["a", "b", "c"]
+    assert [offer.reasons[0] for offer in ranked] == [
+        "RTT estimated 4 ms (triangulated over 5 core nodes)", "RTT 30.0 ms, measured", "RTT not measured",
+    ]  # fmt: skip
+    assert route_text(ranked[0], "quic/qh3 (another host)") == (
+        "RTT estimated 4 ms (triangulated over 5 core nodes); quic/qh3 (another host)"
+    )
+    claimed = [msgspec.structs.replace(offer, rtt_us=1, estimate=near) for offer in offers]
+    assert all(offer.rtt_us == -1 and offer.estimate is None for offer in check_offers(claimed, unix=UNIX))
 
 
 def test_policies_are_found_by_name() -> None:

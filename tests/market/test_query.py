@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ioc_node.core.steps import run_through
 from ioc_node.market.demand import explain, make_demand
 from ioc_node.market.policies import record_of
 from ioc_node.market.pricing import Estimate, prices_of
 from ioc_node.market.query import QueryEngine
 from ioc_wire.codec import encode
 from ioc_wire.errors import NotFound
-from ioc_wire.market import Demand, OffersFound
+from ioc_wire.market import Cursor, Demand, OffersFound
 from ioc_wire.records import Accelerator, Cpu, Price, StatusRow
 from tests.market.query_cases import UNIX, Provider, make_catalogue, make_engine
 
@@ -266,3 +267,49 @@ def test_columns_agree_with_a_plain_reading(
     prices = [offer.price_micro for offer in found.offers]
     assert prices == sorted(min(price, (1 << 63) - 1) for price, _ in expected)
     assert sum(removed(found).values()) + len(found.offers) == found.considered == len(hosts)
+
+
+def test_only_hosts_of_the_providers_named_and_of_the_first_one_first() -> None:
+    one, two, three = Provider("one"), Provider("two"), Provider("three")
+    for provider, price in ((one, 100_000), (two, 300_000), (three, 200_000)):
+        for host in ("h1", "h2"):
+            provider.put(f"gen/3301/az1/{host}", prices=(Price("core-hour", price),))
+    engine = make_engine(one, two, three)
+
+    def offered(limit: int = 32, **options: Any) -> list[bytes]:
+        steps = engine.finding(make_demand(cores=1), "cost", limit, unix=UNIX, **options)
+        return [offer.provider.key for offer in run_through(steps).offers]
+
+    named = (two.public, three.public, b"x" * 32, two.public)
+    assert offered(providers=named) == [three.public] * 2 + [two.public] * 2
+    assert offered(2, providers=named, nearest_first=True) == [two.public] * 2
+    assert offered(providers=()) == []
+    found = run_through(engine.finding(make_demand(cores=1), "cost", 32, unix=UNIX, providers=named))
+    assert removed(found) == {"provider": 2}
+    assert found.matching == 4
+    page = run_through(
+        engine.finding(make_demand(cores=1), "cost", 3, unix=UNIX, providers=named, after=Cursor(0.0, 0))
+    )
+    assert page.cursor is not None
+    rest = run_through(
+        engine.finding(make_demand(cores=1), "cost", 3, unix=UNIX, providers=named, after=page.cursor)
+    )
+    assert len(page.offers) + len(rest.offers) == 4
+
+
+def test_who_can_serve_a_demand_and_where() -> None:
+    busy, free, small = Provider("busy"), Provider("free"), Provider("small")
+    busy.put("gen/3301/az1/h1", free_milli=0)
+    for host in range(40):
+        free.put(f"gen/3301/az1/h{host}")
+    small.put("gen/3301/az1/h1", cpu=Cpu("x86_64", "cpu", 1, 1), free_milli=1000)
+    engine = make_engine(busy, free, small)
+
+    def serving(**options: Any) -> set[bytes]:
+        return set(run_through(engine.serving(make_demand(cores=2), unix=UNIX, **options)))
+
+    assert serving() == {free.public}
+    assert serving(providers=(busy.public,)) == set()
+    assert serving(providers=(busy.public, free.public)) == {free.public}
+    (contact,) = run_through(engine.serving(make_demand(cores=2), unix=UNIX)).values()
+    assert contact == ask(engine, cores=2).offers[0].provider

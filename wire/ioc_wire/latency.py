@@ -1,6 +1,5 @@
-"""Latency rows: the round trips that a core node measured to providers, signed, each for some minutes (tags 50-51)."""
+"""Round trips: what core nodes measured to providers, signed, and who is near an asker by it (tags 50-56)."""
 
-import math
 from typing import Annotated, ClassVar, Final
 
 import msgspec
@@ -9,22 +8,11 @@ from ioc_wire import limits
 from ioc_wire.authority import Chain
 from ioc_wire.codec import Key, Message, UInt, encode
 from ioc_wire.errors import Expired, Malformed, NotYetValid, TooLarge
+from ioc_wire.market import Contact, Demand, Reason, RttEstimate, RttUs
 from ioc_wire.signed import Signed, SignedPayload, verify
 
-RttUs = Annotated[int, msgspec.Meta(ge=0, le=limits.LATENCY_RTT_US_MAX)]
 PlaneMs = Annotated[float, msgspec.Meta(ge=-60_000.0, le=60_000.0)]
 DIMENSIONS: Final = 3
-
-
-class ProviderRtt(Message, frozen=True):
-    """Round trips to one provider's gateway in microseconds: the least and the median of so many `samples`; the last
-    one was taken `age_seconds` before the row was issued."""
-
-    provider: Key
-    rtt_us_min: RttUs
-    rtt_us_median: RttUs
-    samples: Annotated[int, msgspec.Meta(ge=1, le=1024)]
-    age_seconds: Annotated[int, msgspec.Meta(ge=0, le=limits.LATENCY_SECONDS_MAX)]
 
 
 class CoordinateTold(Message, frozen=True):
@@ -33,6 +21,18 @@ class CoordinateTold(Message, frozen=True):
     point: Annotated[tuple[PlaneMs, ...], msgspec.Meta(min_length=DIMENSIONS, max_length=DIMENSIONS)]
     height: Annotated[float, msgspec.Meta(ge=0.0, le=60_000.0)]
     error: Annotated[float, msgspec.Meta(ge=0.0, le=1.5)]
+
+
+class ProviderRtt(Message, frozen=True):
+    """Round trips to one provider's gateway in microseconds: the least and the median of so many `samples`; the last
+    one was taken `age_seconds` before the row was issued. `coordinate` is what the provider says of its own place."""
+
+    provider: Key
+    rtt_us_min: RttUs
+    rtt_us_median: RttUs
+    samples: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+    age_seconds: Annotated[int, msgspec.Meta(ge=0, le=limits.LATENCY_SECONDS_MAX)]
+    coordinate: CoordinateTold | None = None
 
 
 class LatencyRow(SignedPayload, frozen=True):
@@ -74,6 +74,76 @@ class FetchLatency(Message, tag=51, frozen=True):
     held: Annotated[tuple[RowHeld, ...], msgspec.Meta(max_length=limits.LATENCY_HELD_MAX)] = ()
 
 
+# -- who is near
+
+
+class CoreRtt(Message, frozen=True):
+    """The asker's own round trip to a core node."""
+
+    core: Key
+    rtt_us: RttUs
+
+
+class Vantage(Message, frozen=True):
+    """Where an asker stands: its round trips to core nodes, and its coordinate where it has one. Nobody checks it: an
+    asker that lies finds the wrong ones."""
+
+    rtts: Annotated[tuple[CoreRtt, ...], msgspec.Meta(max_length=limits.VANTAGE_CORES_MAX)] = ()
+    coordinate: CoordinateTold | None = None
+
+
+class CorePlace(Message, frozen=True):
+    """A core node, and its coordinate as its row says."""
+
+    contact: Contact
+    coordinate: CoordinateTold | None = None
+
+
+class FetchPlaces(Message, tag=52, frozen=True):
+    """Ask a core node for core nodes to measure round trips to. Answer: `PlacesTold`."""
+
+
+class PlacesTold(Message, tag=53, frozen=True):
+    """Core nodes with their places, the answering one among them."""
+
+    places: Annotated[tuple[CorePlace, ...], msgspec.Meta(max_length=limits.VANTAGE_CORES_MAX)] = ()
+
+
+class PlaceNoted(Message, tag=54, frozen=True):
+    """One-way from a provider to a core node that it has a link to: where it stands, for the next row."""
+
+    coordinate: CoordinateTold
+
+
+class FindNear(Message, tag=55, frozen=True):
+    """Ask a core node which providers have hosts that can serve `demand`, and how far each probably is from `vantage`.
+    Where the demand sets a round trip, those that are surely farther are left out. Only about `providers` where some
+    are named. `forwarded` as in `FindOffers`. Answer: `NearFound`."""
+
+    demand: Demand
+    vantage: Vantage
+    providers: Annotated[tuple[Key, ...], msgspec.Meta(max_length=limits.NEAR_PROVIDERS_MAX)] | None = None
+    forwarded: bool = False
+
+
+class NearProvider(Message, frozen=True):
+    """A provider, where it takes links, and the estimate; none where nothing is known of the way to it."""
+
+    contact: Contact
+    estimate: RttEstimate | None = None
+
+
+class NearFound(Message, tag=56, frozen=True):
+    """The likeliest first: surely within the demand's round trip, then perhaps, then unknown; by estimate where it sets
+    none. Of `matching` providers that can serve the demand, `far` were left out, the nearest of them as in `nearest`;
+    those that did not fit into the answer are missing from `providers`."""
+
+    providers: Annotated[tuple[NearProvider, ...], msgspec.Meta(max_length=limits.NEAR_PROVIDERS_MAX)] = ()
+    matching: UInt = 0
+    far: UInt = 0
+    nearest: Reason = ""
+
+
 def verify_row(news: LatencyNews, *, now: float) -> LatencyRow:
     """Check a row itself; whether its signer is a core node is the chain's matter.
 
@@ -89,9 +159,6 @@ def verify_row(news: LatencyNews, *, now: float) -> LatencyRow:
         raise Malformed("latency row: a provider appears twice")
     if any(each.rtt_us_min > each.rtt_us_median for each in row.rtts):
         raise Malformed("latency row: a least round trip is above its median")
-    at = row.coordinate
-    if at is not None and not all(math.isfinite(x) for x in (*at.point, at.height, at.error)):
-        raise Malformed("latency row: the coordinate is not finite")
     if now >= row.expires:
         raise Expired(f"latency row, since {int(now - row.expires)} s")
     if now < row.issued - limits.CLOCK_SKEW_SECONDS:

@@ -75,11 +75,15 @@ LATENCY_RTTS_MAX: Final = 512
 """Providers in one latency row."""
 LATENCY_SECONDS_MAX: Final = 3600
 """How long a latency row holds at most, and how old a round trip in it may be."""
-LATENCY_ROW_BYTES_MAX: Final = 48 << 10
+LATENCY_ROW_BYTES_MAX: Final = 64 << 10
 """A latency row, its chain included."""
 LATENCY_TOLD_MAX: Final = 8
 """Latency rows in one message."""
 LATENCY_HELD_MAX: Final = 256
+VANTAGE_CORES_MAX: Final = 64
+"""Core nodes that an asker may name its round trips to, or be told the places of."""
+NEAR_PROVIDERS_MAX: Final = 512
+"""Providers in one answer about who is near, and providers that a demand query may be restricted to."""
 
 # -- blobs
 CHUNK_BYTES: Final = 1 << 20

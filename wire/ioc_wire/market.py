@@ -1,6 +1,6 @@
 """Demands, offers and leases: what a task needs, who could serve it, and the promise to do so."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -43,9 +43,24 @@ class Contact(Message, frozen=True):
     port: Port
 
 
+RttUs = Annotated[int, msgspec.Meta(ge=0, le=limits.LATENCY_RTT_US_MAX)]
+
+
+class RttEstimate(Message, frozen=True):
+    """A round trip that nobody measured, in microseconds: what it probably is, and between which bounds. `over` counts
+    the core nodes that it was triangulated over."""
+
+    rtt_us: RttUs
+    low_us: RttUs
+    high_us: RttUs
+    how: Literal["triangulated", "coordinates"]
+    over: Annotated[int, msgspec.Meta(ge=0, le=limits.VANTAGE_CORES_MAX + 1)] = 0
+
+
 class Offer(Message, frozen=True):
     """A record with status that could serve a demand. `price_micro` estimates the whole task at its wall limit;
-    `reasons` say how it was ranked; RTT is -1 where nobody measured it."""
+    `reasons` say how it was ranked; RTT is -1 where nobody measured it. Round trip and `estimate` are the asker's own
+    to fill in: what a core node says there is not believed."""
 
     record: Signed
     provider: Contact
@@ -53,6 +68,7 @@ class Offer(Message, frozen=True):
     price_micro: UInt
     reasons: Annotated[tuple[Reason, ...], msgspec.Meta(max_length=16)] = ()
     rtt_us: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)] = -1
+    estimate: RttEstimate | None = None
 
 
 class Removal(Message, frozen=True):
@@ -78,7 +94,8 @@ class FindOffers(Message, tag=20, frozen=True):
     """Demand query to a core node. Answer: `OffersFound`. A core node that replicates only a part, and not all that
     the demand allows, asks another one, with `forwarded` set: that one answers from what it holds. The nearest
     misses are told to `explain`, or where nothing can be offered. With `after` the answer is a page: the hosts that
-    come next by estimate, ranked among each other. The first follows `(0.0, 0)`."""
+    come next by estimate, ranked among each other. The first follows `(0.0, 0)`. Where `providers` are named, only
+    hosts of theirs are offered; with `nearest_first` not the cheapest, but those of the providers named first."""
 
     demand: Demand
     policy: Name
@@ -86,6 +103,8 @@ class FindOffers(Message, tag=20, frozen=True):
     forwarded: bool = False
     explain: bool = False
     after: Cursor | None = None
+    providers: Annotated[tuple[Key, ...], msgspec.Meta(max_length=limits.NEAR_PROVIDERS_MAX)] | None = None
+    nearest_first: bool = False
 
 
 class OffersFound(Message, tag=21, frozen=True):

@@ -41,6 +41,11 @@ Body = (
     | bulletins.FetchBulletins
     | latency.LatencyTold
     | latency.FetchLatency
+    | latency.FetchPlaces
+    | latency.PlacesTold
+    | latency.PlaceNoted
+    | latency.FindNear
+    | latency.NearFound
     | market.FindOffers
     | market.OffersFound
     | market.ReserveLease
