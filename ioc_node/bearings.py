@@ -23,7 +23,7 @@ CORES_MAX: Final = 16
 """Core nodes that are measured."""
 KEPT_SECONDS: Final = 60.0
 AGAIN_SECONDS: Final = 5.0
-"""After a try that failed."""
+"""After a try that not everybody answered."""
 TAKE_SECONDS: Final = 2.5
 STEPS: Final = 8
 """Steps of Vivaldi for one measured round trip."""
@@ -79,7 +79,8 @@ class Bearings:
                 self._vivaldi.observe(core, rtt_us / 1000, at or Coordinate())
         rtts = tuple(CoreRtt(core, rtt_us) for core, rtt_us in found.items())
         self._vantage = Vantage(rtts, told_of(self._vivaldi.coordinate) if rtts else None)
-        self._taken = trio.current_time()
+        if len(found) == len(places):
+            self._taken = trio.current_time()
 
     def _chosen(self, places: Sequence[CorePlace]) -> list[CorePlace]:
         """Those that this node is linked with first, then any."""

@@ -10,7 +10,9 @@ import pytest
 import trio
 
 import ioc_node
+from ioc_node import bearings, nearby
 from ioc_node.core.challenge import Address
+from ioc_node.market import routes
 from ioc_node.market.policies import record_of
 from ioc_node.node import Node
 from ioc_node.runtime import latency, pinging
@@ -31,8 +33,21 @@ from ioc_wire.signed import sign
 from tests.node.conftest import MakeHome
 from tests.node.three_nodes import HELLO, changed
 
-FAR_SECONDS = 0.12
+FAR_SECONDS = 0.25
 FAR_MS = FAR_SECONDS * 1000
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is passed over because this machine is busy."""
+    for module, name in (
+        (pinging, "PING_SECONDS"),
+        (bearings, "TAKE_SECONDS"),
+        (nearby, "PING_ALL_SECONDS"),
+        (nearby, "MEASURE_SECONDS"),
+        (routes, "MEASURE_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, 8.0)
 
 
 class Town(NamedTuple):
@@ -121,7 +136,7 @@ async def test_only_what_is_near_is_offered_and_what_is_far_is_not_even_pinged(
     monkeypatch.setattr(latency, "ROUND_SECONDS_FIRST", 0.1)
     async with open_town(make_home) as town:
         demand = ioc_node.Demand(cores=1, max_rtt_ms=FAR_MS / 2)
-        with trio.fail_after(10):
+        with trio.fail_after(20):
             before = await town.consumer.find(demand)
         assert [offer.provider.key for offer in before.found.offers] == [town.near.identity.public_key]
         assert before.routes[0].startswith("RTT ")
@@ -129,7 +144,7 @@ async def test_only_what_is_near_is_offered_and_what_is_far_is_not_even_pinged(
 
         await wait_measured(town)
         town.consumer.finder._neighbours._known.clear()
-        with trio.fail_after(10):
+        with trio.fail_after(20):
             found = await town.consumer.find(demand, explain=True)
         assert [offer.provider.key for offer in found.found.offers] == [town.near.identity.public_key]
         assert found.probes == ioc_node.api.Probes(pinged=1, known=0, matching=2, far=1)
@@ -147,7 +162,7 @@ async def test_the_nearest_comes_first_and_a_dear_near_host_is_not_lost_among_ch
     monkeypatch.setattr(latency, "ROUND_SECONDS_FIRST", 0.1)
     async with open_town(make_home) as town:
         await wait_measured(town)
-        with trio.fail_after(10):
+        with trio.fail_after(20):
             ranked = await town.consumer.find(ioc_node.Demand(cores=1), policy="latency")
             (one,) = (
                 await town.consumer.find(ioc_node.Demand(cores=1), policy="latency", limit=1)
@@ -165,7 +180,7 @@ async def test_the_nearest_comes_first_and_a_dear_near_host_is_not_lost_among_ch
         told = estimates[town.far.identity.public_key]
         assert told is not None
         assert (told.how, told.over) == ("triangulated", 2)
-        assert told.low_us <= ranked.found.offers[1].rtt_us
+        assert told.low_us > FAR_MS * 500  # half of it at least
 
 
 async def test_a_task_goes_to_whom_is_near(make_home: MakeHome) -> None:
@@ -185,7 +200,7 @@ async def test_where_no_datagram_gets_through_links_are_measured(
     async with open_town(make_home) as town:
         driver = town.consumer.dht._driver
         driver._socket = DeafSocket(driver._socket._socket)
-        with trio.fail_after(10):
+        with trio.fail_after(20):
             found = await town.consumer.find(ioc_node.Demand(cores=1, max_rtt_ms=FAR_MS / 2))
         assert [offer.provider.key for offer in found.found.offers] == [town.near.identity.public_key]
 
