@@ -10,6 +10,7 @@ import trio
 from ioc_node import api
 from ioc_node.config import NodeConfig
 from ioc_node.core.near import finding_near
+from ioc_node.core.nearness import SAME_PROVIDER
 from ioc_node.core.trust import Ended, Trust
 from ioc_node.forwarding import Forwarding
 from ioc_node.identity import Identity, advertised_host
@@ -22,6 +23,8 @@ from ioc_node.runtime.links import Link, LinkEndpoint
 from ioc_node.runtime.membership import CoreMembership
 from ioc_node.runtime.pauses import run_with_pauses
 from ioc_node.runtime.pinging import Pinger
+from ioc_wire.cid import provider_prefix_of
+from ioc_wire.errors import NotFound
 from ioc_wire.latency import FindNear, NearFound
 from ioc_wire.market import Contact, FindOffers, OffersFound
 
@@ -136,16 +139,30 @@ class CoreSide:
         """Who can serve a demand and may be near, from this node's catalogue and rows, or from another core node's
         where this one does not replicate all that the demand allows."""
         constraints = message.demand.constraints
-        if not (message.forwarded or self.forwarding.is_mine(constraints.allow)):
-            found = await self.forwarding.find_near(message)
+        data = (constraints.data_at,) if constraints.data_at else ()
+        areas = (*constraints.allow, *data) if constraints.allow else ()
+        if not (message.forwarded or self.forwarding.is_mine(areas)):
+            found = await self.forwarding.find_near(message, areas)
             if found is not None:
                 return found
+        holder = self._provider_at(constraints.data_at) if constraints.data_at else None
+        vantage = self.latency.book.vantage_of(holder) if holder is not None else message.vantage
         async with self._table:
             contacts = await run_with_pauses(
                 self.engine.serving(message.demand, unix=time.time(), providers=message.providers)
             )
-        estimates = await run_with_pauses(self.latency.book.estimating(message.vantage, contacts))
+        estimates = await run_with_pauses(self.latency.book.estimating(vantage, contacts))
+        if holder in estimates:
+            estimates[holder] = SAME_PROVIDER
         return await run_with_pauses(finding_near(contacts, estimates, constraints.rtt_ms_max))
+
+    def _provider_at(self, area: str) -> bytes:
+        """The key of the provider that an area names. Raises `BadIdentifier`, `NotFound`."""
+        prefix = provider_prefix_of(area)
+        found = self.gossip.catalogue.providers_of(prefix)
+        if not found:
+            raise NotFound(f"no provider of {prefix}, where the data is said to be, is known here")
+        return found[0]
 
     def _provider_contacts(self) -> Iterator[Contact]:
         catalogue = self.gossip.catalogue

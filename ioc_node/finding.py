@@ -24,6 +24,7 @@ from ioc_node.market.routes import (
     check_offers,
     measure_rtts,
     route_text,
+    told_from_data,
     transport_to,
     with_estimates,
 )
@@ -109,7 +110,10 @@ class Finder:
         is_bounded = message.demand.constraints.rtt_ms_max is not None
         if not is_bounded and message.policy not in MEASURING_POLICIES:
             return message, None
-        nearby = await self._neighbours.look(message.demand)
+        if message.demand.constraints.data_at:
+            nearby = await self._neighbours.look_from_data(message.demand)
+        else:
+            nearby = await self._neighbours.look(message.demand)
         if not is_bounded and not nearby.within:
             return message, nearby
         first = message.policy in MEASURING_POLICIES and message.after is None
@@ -128,17 +132,21 @@ class Finder:
         self, message: FindOffers, found: OffersFound, nearby: Nearby | None
     ) -> tuple[OffersFound, Probes]:
         """Offers with their round trips, the first ones measured now, ranked again; without those that are too far."""
-        demand = message.demand
+        demand = _seen_from_here(message.demand)
         now = await measure_rtts(self._links, found.offers)
         offers, lost = apply_rtts(found.offers, measured_of(nearby) | now, demand)
         unknown = dict.fromkeys(offer.provider.key for offer in offers if offer.rtt_us < 0)
         if unknown:
-            known = nearby.estimates if nearby is not None else {}
+            known = nearby.estimates if nearby is not None and demand is message.demand else {}
             if not unknown.keys() <= known.keys():
                 known = await self._neighbours.estimates(demand, list(unknown))
             offers = with_estimates(offers, known)
         removals = (*(_told(each, nearby) for each in found.removals), *lost)
         ranked = tuple(load_policy(message.policy)(offers, Context(demand)))
+        if nearby is not None and demand is not message.demand:
+            ranked = told_from_data(
+                ranked, nearby.estimates, nearest_first=message.policy in MEASURING_POLICIES
+            )
         probes = nearby.probes if nearby is not None else Probes(0)
         again = len(now.keys() - nearby.pinged) if nearby is not None else len(now)
         probes = msgspec.structs.replace(probes, pinged=probes.pinged + again)
@@ -163,6 +171,14 @@ class Finder:
                     return await link.request(message, expected), link.peer.name
             except (PeerUnreachable, Busy, Closing, trio.TooSlowError):
                 failed.add(link.peer.key)
+
+
+def _seen_from_here(demand: Demand) -> Demand:
+    """The same demand, unless its round trip counts from its data: then without it."""
+    if not demand.constraints.data_at:
+        return demand
+    constraints = msgspec.structs.replace(demand.constraints, rtt_ms_max=None, data_at="")
+    return msgspec.structs.replace(demand, constraints=constraints)
 
 
 def _told(removal: Removal, nearby: Nearby | None) -> Removal:

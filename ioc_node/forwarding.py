@@ -48,10 +48,10 @@ class Forwarding:
             areas, msgspec.structs.replace(message, forwarded=True), OffersFound, FIND_SECONDS
         )
 
-    async def find_near(self, message: FindNear) -> NearFound | None:
+    async def find_near(self, message: FindNear, areas: tuple[str, ...]) -> NearFound | None:
         """What another core node knows of who is near, or None where nobody who holds them all answers."""
         forwarded = msgspec.structs.replace(message, forwarded=True)
-        return await self._ask(message.demand.constraints.allow, forwarded, NearFound, FIND_SECONDS)
+        return await self._ask(areas, forwarded, NearFound, FIND_SECONDS)
 
     async def resolve(self, message: ResolveRecord) -> RecordResolved | None:
         """The record that another core node has, if one has it. The asker verifies it."""

@@ -85,6 +85,22 @@ class Neighbours:
         pinged = frozenset(contact.key for contact in wanted)
         return Nearby(measured, estimates, within, pinged, probes, _missed(told, chosen, measured, most_ms))
 
+    async def look_from_data(self, demand: Demand) -> Nearby:
+        """The providers that can serve a demand and are probably within its round trip of where its data is. Nobody is
+        pinged: this node stands elsewhere. Raises `PeerUnreachable`, `NotFound`."""
+        most_ms = demand.constraints.rtt_ms_max or math.inf
+        told = await self._ask(FindNear(demand, Vantage()))
+        estimates = {each.contact.key: each.estimate for each in told.providers}
+        known = sorted((one.rtt_us, key) for key, one in estimates.items() if one is not None)
+        within = tuple(key for rtt_us, key in known if rtt_us <= most_ms * 1000)
+        beyond = [
+            f"provider {name_of(key)} is probably {rtt_us / 1000:.1f} of the {most_ms:g} ms from the data"
+            for rtt_us, key in known[len(within) :][:1]
+        ]
+        missed = (*beyond, told.nearest, "nothing is known of the way from the data")
+        probes = api.Probes(0, 0, told.matching, told.far)
+        return Nearby({}, estimates, within, frozenset(), probes, next(filter(None, missed)))
+
     async def estimates(
         self, demand: Demand, providers: Sequence[bytes]
     ) -> Mapping[bytes, RttEstimate | None]:

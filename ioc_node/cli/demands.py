@@ -64,6 +64,11 @@ _OPTIONS: Final = (
         help="Round trip from here at most, milliseconds.",
     ),
     click.option(
+        "--data-at",
+        default="",
+        help="Count --rtt-ms from where the data is instead: a provider's prefix or an identifier of its (estimated).",
+    ),
+    click.option(
         "--price-max", type=click.FloatRange(0, 1e9), help="Price per core-hour at most, in the currency."
     ),
     click.option("--where", default="", help="Expression over a host's fields; `find --fields` lists them."),
@@ -91,6 +96,7 @@ _OPTION_OF: Final = {
     "avoid": "--outside",
     "max-rtt-ms": "--rtt-ms",
     "max-price": "--price-max",
+    "data-at": "--data-at",
     **{
         name: f"--{name}"
         for name in ("cores", "gang", "memory", "disk", "duration", "class", "within", "where")

@@ -151,10 +151,14 @@ class Catalogue:
         """The provider that holds an identifier; the one with the smallest key where several claim it."""
         return next((replica for replica, _ in self._claimed(cid)), None)
 
+    def providers_of(self, prefix: str) -> list[bytes]:
+        """Who holds identifiers under a provider's prefix, in order of key."""
+        return sorted(self._claims.get(prefix, ()))
+
     def _claimed(self, cid: str) -> Iterator[tuple[Replica, Signed]]:
         """Who holds an identifier, with its record, in order of key: those that hold its prefix are looked at."""
         prefix = cid.removeprefix("ioc:").partition("/")[0]
-        for provider in sorted(self._claims.get(prefix, ())):
+        for provider in self.providers_of(prefix):
             replica = self._replicas[provider]
             for slot in replica.base.table.candidates(cid):
                 for entry in map(decode_entry, self.entries(provider, [slot])):

@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from ioc_node.core.near import coordinate_of
+from ioc_node.core.near import coordinate_of, told_of
 from ioc_node.core.nearness import Estimate, estimate
 from ioc_node.core.trust import Trust
 from ioc_node.core.vivaldi import Coordinate
@@ -18,6 +18,7 @@ from ioc_wire.authority import CORE_ROLES
 from ioc_wire.errors import BrokenChain, OverQuota, Revoked, RoleNotGranted
 from ioc_wire.latency import (
     CoordinateTold,
+    CoreRtt,
     LatencyNews,
     LatencyRow,
     ProviderRtt,
@@ -150,6 +151,12 @@ class LatencyBook:
         """Where a provider says that it stands, by the row that measured it last."""
         told = [each for each in self._measured.get(provider, {}).values() if each.coordinate is not None]
         return coordinate_of(min(told, key=lambda each: each.age_seconds).coordinate) if told else None
+
+    def vantage_of(self, provider: bytes) -> Vantage:
+        """Where a provider stands, by what core nodes measured to it and by its own word."""
+        rtts = [CoreRtt(core, each.rtt_us_min) for core, each in self._measured.get(provider, {}).items()]
+        place = self.place_of(provider)
+        return Vantage(tuple(rtts[: limits.VANTAGE_CORES_MAX]), told_of(place) if place is not None else None)
 
     def expire(self, *, unix: float) -> None:
         """Drop what does not hold any more."""

@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple
 
 from ioc_node.core.vivaldi import RTT_MS_MAX, Coordinate, is_sound
 
-How = Literal["measured", "triangulated", "coordinates"]
+How = Literal["measured", "triangulated", "coordinates", "same provider"]
 
 QUARTILE: Final = 4
 """The low end is the |a - b| that a quarter of the common core nodes stay at or below."""
@@ -38,8 +38,12 @@ class Estimate(NamedTuple):
         """`measured 12.3 ms`, `estimated 40 ms (triangulated over 5 core nodes)`, `estimated 40 ms (coordinates)`."""
         if self.how == "measured":
             return f"measured {self.rtt_ms:.1f} ms"
-        basis = f"triangulated over {self.over} core nodes" if self.how == "triangulated" else "coordinates"
+        basis = f"triangulated over {self.over} core nodes" if self.how == "triangulated" else self.how
         return f"estimated {self.rtt_ms:.0f} ms ({basis})"
+
+
+SAME_PROVIDER: Final = Estimate(0.0, 0.0, 0.0, "same provider")
+"""From a provider to its own hosts."""
 
 
 def measured(rtt_ms: float) -> Estimate:

@@ -14,7 +14,7 @@ import msgspec
 
 from ioc_node.errors import UsageError
 from ioc_node.market.expression_fields import check_expression
-from ioc_wire.cid import CLASSES, check_area
+from ioc_wire.cid import CLASSES, check_area, provider_prefix_of
 from ioc_wire.errors import BadIdentifier
 from ioc_wire.limits import OFFERS_MAX
 from ioc_wire.market import Demand, OffersFound, Removal
@@ -49,6 +49,7 @@ def make_demand(
     architectures: Sequence[str] | str = (),
     services: Sequence[str] | str = (),
     max_rtt_ms: float | None = None,
+    data_at: str = "",
     max_price: float | None = None,
     where: str = "",
     gang: int = 1,
@@ -62,7 +63,8 @@ def make_demand(
     or text such as `16GiB`; `duration` is seconds, or text such as `90m`. `within` and `avoid` are prefixes
     (`cn.r3301`) or beginnings of identifiers (`ioc:cn.r3301.20004/ai`). `max_price` is currency per core-hour. `where`
     is an expression, as `tflops.fp16 >= 100 and not city in (3301, 3302)`; `ioc_node.market.expression_fields` has the
-    fields. `gang` hosts are wanted together: so many, or none.
+    fields. `max_rtt_ms` counts from here, or from the provider that `data_at` names, by its prefix or an identifier of
+    its. `gang` hosts are wanted together: so many, or none.
     """
     _check_range("cores", cores, 0.001, 65536)
     _check_range("gang", gang, 1, OFFERS_MAX)
@@ -89,6 +91,7 @@ def make_demand(
         architectures=_listed(architectures),
         services=_listed(services),
         rtt_ms_max=max_rtt_ms,
+        data_at=_provider("data-at", data_at, max_rtt_ms) if data_at else "",
         price_micro_max=None if max_price is None else round(max_price * 1_000_000),
         where=where,
     )
@@ -186,6 +189,16 @@ def _seconds(name: str, value: int | str) -> int:
     if not 1 <= value <= 30 * 86400:
         raise UsageError(f"{name}: {value} s is not between 1 s and 30 days")
     return value
+
+
+def _provider(name: str, text: str, max_rtt_ms: float | None) -> str:
+    if max_rtt_ms is None:
+        raise UsageError(f"{name}: says from where the round trip counts: give that, too")
+    try:
+        provider_prefix_of(text.rstrip("/"))
+    except BadIdentifier as error:
+        raise UsageError(f"{name}: {error.detail}") from None
+    return text.rstrip("/")
 
 
 def _place(name: str, text: str) -> str:

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 import msgspec
 import trio
 
+from ioc_node.core.near import estimate_of
 from ioc_node.core.roads import OwnRoad, choose_roads, reach_by_scope
 from ioc_node.errors import PeerUnreachable
 from ioc_node.market.policies import record_of, rtt_reason
@@ -103,6 +104,26 @@ def with_estimates(offers: Sequence[Offer], estimates: Mapping[bytes, RttEstimat
         else offer
         for offer in offers
     ]
+
+
+def told_from_data(
+    offers: Sequence[Offer], estimates: Mapping[bytes, RttEstimate | None], *, nearest_first: bool
+) -> tuple[Offer, ...]:
+    """`offers` that say how far they probably are from the data, by provider's key; the nearest of it first, if asked
+    for."""
+    told = []
+    for offer in offers:
+        found = estimate_of(estimates.get(offer.provider.key))
+        reason = f"RTT from the data {found.text()}" if found is not None else "RTT from the data not known"
+        told.append(
+            (
+                found.rtt_ms if found is not None else math.inf,
+                msgspec.structs.replace(offer, reasons=(*offer.reasons, reason)),
+            )
+        )
+    if nearest_first:
+        told.sort(key=lambda pair: pair[0])
+    return tuple(offer for _, offer in told)
 
 
 def check_offers(offers: Sequence[Offer], *, unix: float) -> list[Offer]:

@@ -40,6 +40,8 @@ def test_every_field_of_a_demand_has_an_option() -> None:
         *(
             "--rtt-ms",
             "20",
+            "--data-at",
+            "cn.r3301.20004",
             "--price-max",
             "0.07",
             "--where",
@@ -71,6 +73,7 @@ def test_every_field_of_a_demand_has_an_option() -> None:
             rtt_ms_max=20,
             price_micro_max=70_000,
             where="queued = 0",
+            data_at="cn.r3301.20004",
         ),
         runtimes=("wasm",),
         wall_seconds=5400,
@@ -108,6 +111,9 @@ def test_counts_are_exact_to_the_thousandth() -> None:
         (("--within", "cn.r33"), "--within: 'cn.r33' is not a prefix such as cn, cn.r3301"),
         (("--outside", "ioc:cn.r3301"), "--outside: 'ioc:cn.r3301' is not the beginning of an identifier"),
         (("--where", "cores >= "), "where: expected a value"),
+        (("--data-at", "cn.r3301.20004"), "--data-at: says from where the round trip counts: give that, too"),
+        (("--rtt-ms", "5", "--data-at", "cn.r3301"), "--data-at: 'cn.r3301' names no provider"),
+        (("--rtt-ms", "5", "--data-at", "beijing"), "--data-at: 'beijing' is not a prefix"),
     ],
 )
 def test_a_mistake_names_its_option(arguments: tuple[str, ...], line: str) -> None:

@@ -18,7 +18,7 @@ from ioc_node.node import Node
 from ioc_node.runtime import latency, pinging
 from ioc_node.runtime.datagrams import DatagramSocket
 from ioc_node.runtime.links import Link
-from ioc_wire.errors import RateLimited
+from ioc_wire.errors import NotFound, RateLimited
 from ioc_wire.latency import (
     CoordinateTold,
     FetchPlaces,
@@ -181,6 +181,34 @@ async def test_the_nearest_comes_first_and_a_dear_near_host_is_not_lost_among_ch
         assert told is not None
         assert (told.how, told.over) == ("triangulated", 2)
         assert told.low_us > FAR_MS * 500  # half of it at least
+
+
+async def test_a_round_trip_may_count_from_where_the_data_is(
+    make_home: MakeHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "ROUND_SECONDS_FIRST", 0.1)
+    async with open_town(make_home) as town:
+        await wait_measured(town)
+        for node, other in ((town.far, town.near), (town.near, town.far)):
+            within = ioc_node.Demand(cores=1, max_rtt_ms=FAR_MS / 2, data_at=node.identity.prefix)
+            with trio.fail_after(10):
+                found = await town.consumer.find(within, policy="latency")
+            (offer,) = found.found.offers
+            assert offer.provider.key == node.identity.public_key
+            assert offer.reasons[-1] == "RTT from the data estimated 0 ms (same provider)"
+            assert found.routes[0].startswith("RTT ")  # and from here it is what it is
+            (removal,) = [each for each in found.found.removals if each.condition == "rtt"]
+            assert (removal.removed, "triangulated over 2 core nodes" in removal.nearest) == (1, True)
+
+            wider = msgspec.structs.replace(within.constraints, rtt_ms_max=FAR_MS * 4)
+            wide = msgspec.structs.replace(within, constraints=wider)
+            both = (await town.consumer.find(wide, policy="latency")).found.offers
+            keys = [offer.provider.key for offer in both]
+            assert keys == [node.identity.public_key, other.identity.public_key]
+            assert "triangulated over 2 core nodes" in both[1].reasons[-1]
+        nobody = ioc_node.Demand(cores=1, max_rtt_ms=5, data_at="cn.r3301.29999")
+        with pytest.raises(NotFound, match=r"no provider of cn\.r3301\.29999, where the data is said to be"):
+            await town.consumer.find(nobody)
 
 
 async def test_a_task_goes_to_whom_is_near(make_home: MakeHome) -> None:

@@ -115,6 +115,11 @@ def test_places_are_prefixes_or_beginnings_of_identifiers(area: str) -> None:
         ({"constraints": Constraints(deny=("cn.",))}, "constraints"),
         ({"constraints": Constraints(deny=("ioc:cn.r3301",))}, "constraints"),
         ({"constraints": Constraints(allow=("ioc:cn.r3301.20004/gold",))}, "constraints"),
+        ({"constraints": Constraints(data_at="cn.r3301.20004")}, "rtt_ms_max counts: give both"),
+        (
+            {"constraints": Constraints(data_at="cn.r3301", rtt_ms_max=5)},
+            "data_at: 'cn.r3301' names no provider",
+        ),
         ({"executor": ExecutorStep(runtime="wasm")}, "executor"),
     ],
 )

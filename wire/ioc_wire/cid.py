@@ -97,6 +97,16 @@ def check_area(area: str) -> str:
     return area
 
 
+def provider_prefix_of(area: str) -> str:
+    """The prefix of the provider that `area` names: its prefix, or the beginning of an identifier of its. Raises
+    `BadIdentifier`.
+    """
+    prefix = check_area(area).removeprefix("ioc:").partition("/")[0]
+    if prefix.count(".") != 2:
+        raise BadIdentifier(f"{area[:80]!r} names no provider, as cn.r3301.20004 or {EXAMPLE_AREA} do")
+    return prefix
+
+
 def prefix_covers(outer: str, inner: str) -> bool:
     """Whether `inner` is `outer` or lies inside it, label by label (`cn.r33` does not cover `cn.r3301`)."""
     return outer in ("", inner) or inner.startswith(outer + ".")

@@ -116,7 +116,8 @@ class PlaceNoted(Message, tag=54, frozen=True):
 
 
 class FindNear(Message, tag=55, frozen=True):
-    """Ask a core node which providers have hosts that can serve `demand`, and how far each probably is from `vantage`.
+    """Ask a core node which providers have hosts that can serve `demand`, and how far each probably is from `vantage`;
+    or, where the demand says where its data is, from the provider there, as core nodes measured it.
     Where the demand sets a round trip, those that are surely farther are left out. Only about `providers` where some
     are named. `forwarded` as in `FindOffers`. Answer: `NearFound`."""
 

@@ -53,7 +53,7 @@ class RttEstimate(Message, frozen=True):
     rtt_us: RttUs
     low_us: RttUs
     high_us: RttUs
-    how: Literal["triangulated", "coordinates"]
+    how: Literal["triangulated", "coordinates", "same provider"]
     over: Annotated[int, msgspec.Meta(ge=0, le=limits.VANTAGE_CORES_MAX + 1)] = 0
 
 

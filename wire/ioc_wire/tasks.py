@@ -11,7 +11,7 @@ import msgspec
 
 from ioc_wire import limits
 from ioc_wire.bulk import Ticket
-from ioc_wire.cid import check_area
+from ioc_wire.cid import check_area, provider_prefix_of
 from ioc_wire.codec import Digest, Document, Key, Message, Name, ShortText, UInt, decode, encode
 from ioc_wire.errors import BadIdentifier, BadTask, Malformed, WireError
 from ioc_wire.identity import base32, unbase32
@@ -88,7 +88,8 @@ class Resources(Document, frozen=True):
 
 class Constraints(Document, frozen=True):
     """Where a task may run. `allow` and `deny` are identifier prefixes, or beginnings of identifiers (`ioc:…`); `where`
-    is an expression over the host's fields."""
+    is an expression over the host's fields. `rtt_ms_max` counts from the consumer, or from the provider that `data_at`
+    names, by its prefix or the beginning of an identifier."""
 
     resource_class: Literal["", "gen", "ai", "sup", "edge"] = ""
     allow: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
@@ -99,6 +100,7 @@ class Constraints(Document, frozen=True):
     rtt_ms_max: Annotated[float, msgspec.Meta(gt=0, le=3_600_000)] | None = None
     price_micro_max: UInt | None = None
     where: Annotated[str, msgspec.Meta(max_length=limits.EXPRESSION_CHARS_MAX)] = ""
+    data_at: Annotated[str, msgspec.Meta(max_length=limits.CID_BYTES_MAX)] = ""
 
 
 class Limits(Document, frozen=True):
@@ -161,9 +163,21 @@ def check_definition(task: TaskDefinition) -> TaskDefinition:
             check_area(area)
         except BadIdentifier as error:
             raise BadTask(f"constraints: {error.detail}") from None
+    _check_data_at(task.constraints)
     if not task.executor.program and not task.executor.command:
         raise BadTask("executor: neither a program nor a command is given")
     return task
+
+
+def _check_data_at(constraints: Constraints) -> None:
+    if not constraints.data_at:
+        return
+    if constraints.rtt_ms_max is None:
+        raise BadTask("constraints: data_at says from where rtt_ms_max counts: give both")
+    try:
+        provider_prefix_of(constraints.data_at)
+    except BadIdentifier as error:
+        raise BadTask(f"constraints: data_at: {error.detail}") from None
 
 
 def task_id_of(definition: bytes, owner: bytes, nonce: bytes) -> bytes:
