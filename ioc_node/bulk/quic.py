@@ -6,12 +6,14 @@ the engine's events, wakes waiting tasks and sends what is due, but no more than
 of the loop (`turnstile`); `drive` sends the rest in later passes. It sleeps until the engine's timer or until it
 is woken, so an idle connection costs nothing.
 
-Sending waits while unacknowledged bytes exceed the pipe's bound. Receiving is bounded by
+Sending waits while unacknowledged bytes exceed the pipe's bound; a peer that acknowledges none of them for
+`STALLED_SECONDS`, however alive it claims to be, is hung up on. Receiving is bounded by
 `received_bytes_max`; the engines' own flow control follows what arrived rather than what was consumed,
 hence a peer that sends more than the application asked for is cut off.
 """
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -22,11 +24,13 @@ from ioc_node.bulk.engines import EngineError, Pipe, Transmit
 from ioc_node.bulk.turnstile import current_turnstile
 from ioc_node.bulk.udp import Address, Received, UdpSocket
 from ioc_node.errors import PeerUnreachable
-from ioc_wire.errors import TooLarge, WireError, WrongPeer
+from ioc_wire.errors import RateLimited, TooLarge, WireError, WrongPeer
 
 DATAGRAMS_PER_POLL: Final = 44
 STREAM: Final = 0
 """The only stream: the first that a client opens."""
+STALLED_SECONDS: Final = 30.0
+"""How long bytes may wait for a peer that grants no window and acknowledges nothing."""
 FINISH_SECONDS: Final = 2.0
 """How long a closing side waits for its last bytes to be acknowledged."""
 
@@ -62,6 +66,9 @@ class Channel:
         self._expecting = trio.Event()
         self._expecting_since = self.heard_at
         self._path_bytes = 0
+        self._sent_bytes = 0
+        self._arrived_bytes = 0
+        self._stalled_since: float | None = None
 
     # -- what the application does
 
@@ -85,6 +92,7 @@ class Channel:
             while self._fault is None and not self._has_room(len(piece)):
                 self._writable = trio.Event()
                 await self._writable.wait()
+            self._sent_bytes += len(piece)
             self._apply(self.pipe.send, STREAM, piece)
             await self._turnstile.admit()
 
@@ -210,16 +218,35 @@ class Channel:
                 self._turn(now)
 
     async def _doze(self) -> None:
-        timer = self.pipe.timer()
-        self._sleep = trio.CancelScope(deadline=trio.current_time() + 3600 if timer is None else timer)
+        self._sleep = trio.CancelScope(deadline=self._deadline())
         with self._sleep:
             await self._wake.wait()
         self._wake = trio.Event()
+
+    def _note_progress(self, now: float) -> None:
+        waiting = self.pipe.buffered_bytes(STREAM)
+        arrived = self._sent_bytes - waiting
+        if waiting == 0:
+            self._stalled_since = None
+        elif self._stalled_since is None or arrived > self._arrived_bytes:
+            self._stalled_since = now
+        elif now - self._stalled_since >= STALLED_SECONDS:
+            reason = f"took nothing for {STALLED_SECONDS:g} s"
+            self._say_close(RateLimited.code, reason)
+            self._end(ChannelBroken(f"{self.peer[0]}:{self.peer[1]} {reason}"))
+        self._arrived_bytes = max(self._arrived_bytes, arrived)
 
     def _expect(self) -> None:
         if not self._expecting.is_set():
             self._expecting_since = trio.current_time()
             self._expecting.set()
+
+    def _deadline(self) -> float:
+        timer = self.pipe.timer()
+        deadline = math.inf if timer is None else timer
+        return (
+            deadline if self._stalled_since is None else min(deadline, self._stalled_since + STALLED_SECONDS)
+        )
 
     # -- one turn
 
@@ -240,6 +267,7 @@ class Channel:
             if self._fault is not None:
                 return
             self._more = self._send_due(now)
+            self._note_progress(now)
             if not self._writable.is_set() and self._has_room(self.pipe.slice_bytes):
                 self._writable.set()
         except EngineError as error:
@@ -248,11 +276,10 @@ class Channel:
         except OSError as error:
             self._end(ChannelBroken(f"{self.peer[0]}:{self.peer[1]}: {error.strerror or error}"))
             return
-        timer = self.pipe.timer()
         if self._more or self._unsent:
             self._wake.set()
-        elif timer is not None and timer < self._sleep.deadline:
-            self._sleep.deadline = timer
+        else:
+            self._sleep.deadline = min(self._sleep.deadline, self._deadline())
 
     def _send_due(self, now: float, *, at_once: bool = False) -> bool:
         """Send what the engine has, within this pass's share; whether it may have more."""

@@ -188,9 +188,9 @@ class Impaired:
 
     async def _carry_down(self, back: socket.socket, client: Address) -> None:
         with contextlib.suppress(trio.ClosedResourceError):
-            while True:
+            while back.fileno() >= 0:
                 await trio.lowlevel.wait_readable(back)
-                for data, _ in _receive(back):
+                for data, _ in _receive(back) if back.fileno() >= 0 else ():
                     self._carry(self.down, data, self._front, client)
 
     def _carry(self, lane: Lane, data: bytes, sock: socket.socket, client: Address | None) -> None:
