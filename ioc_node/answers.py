@@ -60,6 +60,7 @@ class Answers:
             api.GetStatus: self._status,
             api.GetPeers: self._peers,
             api.GetOverview: self._overview,
+            api.GetRelayed: self._relayed,
             api.ResolveCid: self._resolve,
             api.FindResources: self._find,
             api.RegisterNow: self._register,
@@ -90,6 +91,9 @@ class Answers:
 
     async def _overview(self, message: api.GetOverview) -> Message:
         return await self.node.overview()
+
+    async def _relayed(self, message: api.GetRelayed) -> Message:
+        return self.node.relayed()
 
     async def _resolve(self, message: api.ResolveCid) -> Message:
         return await self.node.look_up(message.cid, version_min=message.version_min)

@@ -71,6 +71,8 @@ class NodeStatus(Message, frozen=True, tag=102):
     bytes_in: int
     bytes_out: int
     warnings: tuple[Warned, ...]
+    reached: str = ""
+    """How others reach a node that they cannot dial; empty where they can."""
 
 
 class GetPeers(Message, frozen=True, tag=103):
@@ -447,6 +449,30 @@ class OverviewRow(Message, frozen=True):
     accelerators_free_milli: int = 0
 
 
+class GetRelayed(Message, frozen=True, tag=164):
+    """What a core node passed on for peers that cannot reach each other. Answer: `Relayed`, or `UsageError` on other
+    nodes."""
+
+
+class RelayedRow(Message, frozen=True):
+    """For one pair of peers on one day (UTC): bytes both ways."""
+
+    day: str
+    caller: str
+    target: str
+    circuit_bytes: int
+    datagram_bytes: int
+
+
+class Relayed(Message, frozen=True, tag=165):
+    """The newest days first. `circuits` and `sessions` are open now; datagrams go over UDP `port`."""
+
+    circuits: int
+    sessions: int
+    port: int
+    rows: tuple[RelayedRow, ...]
+
+
 class Overview(Message, frozen=True, tag=161):
     """`interest`: the prefixes that the node replicates; none: everything. `made`: when, seconds since 1970."""
 
@@ -557,6 +583,8 @@ CONTROL_CODEC: Final = UnionCodec(
     | Refused
     | RevokeKey
     | KeyRevoked
+    | GetRelayed
+    | Relayed
     | GetOverview
     | Overview
 )

@@ -42,6 +42,10 @@ class RemoteNode:
         """What the core node holds, per node prefix. Raises `UsageError` for a node that is none."""
         return await self._ask(api.GetOverview(), api.Overview)
 
+    async def relayed(self) -> api.Relayed:
+        """What the core node passed on. Raises `UsageError` for a node that passes nothing on."""
+        return await self._ask(api.GetRelayed(), api.Relayed)
+
     async def resolve(self, cid: str, *, version_min: int = 0) -> api.Resolved:
         """The signed record of an identifier and how it was found. Raises as `Node.resolve`."""
         found = await self.look_up(cid, version_min=version_min)

@@ -80,7 +80,7 @@ class Round:
     replaced: Replaced
 
 
-def plan_host(host: Host, *, prefix: str, endpoint: Endpoint) -> Resource:
+def plan_host(host: Host, *, prefix: str, endpoint: Endpoint | None) -> Resource:
     """The resource of a collected host. Raises `ConfigError`."""
     try:
         document = msgspec.to_builtins(check_host(host))
@@ -98,7 +98,9 @@ def plan_host(host: Host, *, prefix: str, endpoint: Endpoint) -> Resource:
 class Collecting:
     """The collectors of one provider. Raises `BadCollector` for one that cannot be used."""
 
-    def __init__(self, config: NodeConfig, registrar: Registrar, *, prefix: str, endpoint: Endpoint) -> None:
+    def __init__(
+        self, config: NodeConfig, registrar: Registrar, *, prefix: str, endpoint: Endpoint | None
+    ) -> None:
         self.at_work = [
             AtWork(each, load_collector(each.name, each.options, config.home)) for each in config.collectors
         ]
@@ -222,7 +224,7 @@ async def _collect(work: AtWork) -> Collected | None:
 
 
 def plan_hosts(
-    hosts: Sequence[CollectedHost], *, prefix: str, endpoint: Endpoint
+    hosts: Sequence[CollectedHost], *, prefix: str, endpoint: Endpoint | None
 ) -> tuple[list[tuple[Resource, Free | None]], list[RefusedRow]]:
     """The resources of collected hosts, with what is free, and what cannot be one. Of two with one path the first
     counts; a host whose free amounts cannot be is out of service.

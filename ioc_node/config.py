@@ -94,6 +94,16 @@ class BulkConfig(_Table, frozen=True, kw_only=True):
     connections_max: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
 
 
+class RelayConfig(_Table, frozen=True, kw_only=True):
+    """What a core node passes on between peers that cannot reach each other: datagrams by UDP `port` (None: the node's
+    port + 2), so many MiB per second and session, so many sessions at a time."""
+
+    enabled: bool = True
+    port: Port | None = None
+    mib_per_second_max: Positive = 64.0
+    sessions_max: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256
+
+
 class TasksConfig(_Table, frozen=True, kw_only=True):
     """Tasks, from both sides."""
 
@@ -114,9 +124,12 @@ class GossipConfig(_Table, frozen=True, kw_only=True):
 
 
 class NodeConfig(_Table, frozen=True, kw_only=True):
-    """One node. `port` is TCP for links and UDP for the DHT; QUIC takes UDP `port + 1`."""
+    """One node. `port` is TCP for links and UDP for the DHT; QUIC takes UDP `port + 1`, a core node's relay UDP `port
+    + 2`. `outbound_only`: nobody can dial this node, since it is behind NAT or a firewall; it is reached through its
+    core node."""
 
     role: Role
+    outbound_only: bool = False
     home: Path = Path()
     host: str = "127.0.0.1"
     port: Port = PORT_DEFAULT
@@ -130,6 +143,7 @@ class NodeConfig(_Table, frozen=True, kw_only=True):
     bulk: BulkConfig = BulkConfig()
     tasks: TasksConfig = TasksConfig()
     gossip: GossipConfig = GossipConfig()
+    relay: RelayConfig = RelayConfig()
 
     @classmethod
     def load(cls, home: str | Path | None = None) -> Self:
@@ -152,7 +166,7 @@ class NodeConfig(_Table, frozen=True, kw_only=True):
         if "home" in document:
             raise ConfigError(f"{path}: home: unknown key; the home folder is the one that the file is in")
         config = convert_document(document, cls, str(path))
-        config.interest(str(path))
+        config.check(str(path))
         return msgspec.structs.replace(config, home=folder)
 
     def document(self) -> dict[str, Any]:
@@ -160,6 +174,14 @@ class NodeConfig(_Table, frozen=True, kw_only=True):
         document: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
         document.pop("home", None)
         return document
+
+    def check(self, source: str = CONFIG_NAME) -> None:
+        """Raise `ConfigError` for keys that do not go together."""
+        self.interest(source)
+        if self.outbound_only and self.is_core:
+            raise ConfigError(
+                f"{source}: outbound_only: a {self.role} node has to be reached by others; leave it out"
+            )
 
     def interest(self, source: str = CONFIG_NAME) -> Interest:
         """What this core node replicates. Raises `ConfigError`: only regional and industry nodes may leave out some,

@@ -46,6 +46,10 @@ class CoreLinks:
         found = [link for link in self._links.links.values() if is_core(link) and not link.closed.is_set()]
         return sorted(found, key=lambda link: ("national" in link.peer.roles, link.peer.key))
 
+    def first(self) -> Link | None:
+        """The link through which others may reach a node that they cannot dial; None while there is none."""
+        return next((link for link in self.linked() if link.peer.endpoint is not None), None)
+
     async def any(self, *, but: frozenset[bytes] = frozenset()) -> Link:
         """A link to a core node, dialed where there is none. Raises `PeerUnreachable`."""
         for link in self.linked():

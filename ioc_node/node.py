@@ -39,18 +39,23 @@ from ioc_node.finding import Finder
 from ioc_node.identity import Identity, advertised_host, load_identity
 from ioc_node.metering.ledger import Ledger
 from ioc_node.provider_side import ProviderSide
+from ioc_node.reaching import Through
+from ioc_node.relaying import Relaying
+from ioc_node.rendezvous import NodeRendezvous
 from ioc_node.resolving import LocalRecords, Resolver
 from ioc_node.runtime.bulletins import CoreBulletins, read_bulletins
 from ioc_node.runtime.catalogue_store import open_catalogue
+from ioc_node.runtime.circuits import Circuits
 from ioc_node.runtime.control import open_control_server
 from ioc_node.runtime.dht import Dht, open_dht
 from ioc_node.runtime.driver import open_background
 from ioc_node.runtime.link_handlers import Handlers
-from ioc_node.runtime.links import Link, LinkEndpoint, open_links
+from ioc_node.runtime.links import LinkEndpoint, open_links
 from ioc_node.runtime.pinging import Pinger
 from ioc_node.runtime.record_shelf import RecordShelf
 from ioc_node.runtime.revocations import RevocationKeeper
 from ioc_node.runtime.store import PeerMemory, Store, open_store
+from ioc_node.runtime.whereabouts import Whereabouts
 from ioc_node.sharing import SharedBlobs
 from ioc_node.tasks.consume import Consumer
 from ioc_node.tasks.definition import Definition, TaskSpec
@@ -61,7 +66,7 @@ from ioc_node.tasks.workflow import WorkflowHandle, Workflows
 from ioc_wire.authority import SERVER_ROLES
 from ioc_wire.errors import WireError
 from ioc_wire.gossip import PeersKnown
-from ioc_wire.market import Contact, Cursor, Demand
+from ioc_wire.market import Cursor, Demand
 from ioc_wire.messages import NODE_CODEC
 from ioc_wire.tasks import TaskDefinition, WorkflowDefinition
 
@@ -94,6 +99,8 @@ class Node:
         core: CoreSide | None,
         bulletins: CoreBulletins | None,
         provider: ProviderSide | None,
+        where: Whereabouts,
+        relaying: Relaying | None,
     ) -> None:
         self.config = config
         self.identity = identity
@@ -113,6 +120,8 @@ class Node:
         self.core = core
         self.bulletins = bulletins
         self.provider = provider
+        self.where = where
+        self.relaying = relaying
         self.started = time.time()
         self.stop_wanted = trio.Event()
         """Set when somebody asked this node to stop; whoever runs it then leaves the block."""
@@ -168,6 +177,14 @@ class Node:
                 f"a {self.config.role} node holds no catalogue: ask a core node for its overview"
             )
         return await self.core.overview()
+
+    def relayed(self) -> api.Relayed:
+        """What this core node passed on for others. Raises `UsageError` where it passes nothing on."""
+        if self.relaying is None:
+            raise UsageError(
+                "this node passes nothing on: core nodes do, unless their config.toml says otherwise"
+            )
+        return self.relaying.told()
 
     def publish_bulletin(self, message: api.PublishBulletin) -> api.Bulletins:
         """Announce something to everybody. Raises `UsageError` where this is no core node, `RequestRefused`."""
@@ -272,6 +289,7 @@ class Node:
             bytes_in=self.bulk.counters.bytes_received,
             bytes_out=self.bulk.counters.bytes_sent,
             warnings=self._warnings(),
+            reached=self.where.text(),
         )
 
     def _warnings(self) -> tuple[api.Warned, ...]:
@@ -311,8 +329,9 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         revocations.register(handlers)
         revocations.load()
         keeper, ledger = Keeper(store, blobs), Ledger(store)
-        exchange = BlobExchange(bulk, (host,))
-        shared = SharedBlobs(store, bulk, dht, keeper, host=host, port=config.port)
+        where = Whereabouts(identity.public_key, host, config.port, outbound_only=config.outbound_only)
+        exchange = BlobExchange(bulk, where.hosts, where.via)
+        shared = SharedBlobs(store, bulk, dht, keeper, where)
         shared.register(handlers)
         exchange.on_fetched = shared.note
         local = None
@@ -330,10 +349,28 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
             bulletins = CoreBulletins(identity.key, identity.chain, trust, store=store)
             bulletins.register(handlers)
             revocations.on_ended(bulletins.key_revoked)
+        circuits = Circuits(
+            passes_on=config.is_core and config.relay.enabled, outbound_only=config.outbound_only
+        )
+        circuits.register(handlers)
+        rendezvous = NodeRendezvous(bulk, where.host)
+        rendezvous.register(handlers)
+        relaying = None
+        if config.is_core and config.relay.enabled:
+            relaying = Relaying(config, circuits, store)
+            stack.callback(relaying.close)
+            relaying.register(handlers)
         provider = None
         if config.role == "provider":
             provider = await ProviderSide.make(
-                config, identity, store=store, exchange=exchange, keeper=keeper, ledger=ledger, bulk=bulk
+                config,
+                identity,
+                store=store,
+                exchange=exchange,
+                keeper=keeper,
+                ledger=ledger,
+                bulk=bulk,
+                where=where,
             )
             provider.register(handlers)
         links = await stack.enter_async_context(
@@ -347,12 +384,16 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
                 roles=(config.role,),
                 chain=identity.chain,
                 advertise=(host, config.port),
+                outbound_only=config.outbound_only,
                 revoked=trust.revoked,
                 ended=trust.revocations.ended,
             )
         )
         memory = PeerMemory(store)
         cores = CoreLinks(links, memory)
+        circuits.links = links
+        links.through = Through(links, circuits, cores)
+        where.core = (lambda: provider.home.link) if provider is not None else cores.first
         if core is None and provider is None:  # the others' rooms take this notice themselves
             handlers.serve_notify(PeersKnown, cores.hear)
         elif provider is not None:
@@ -369,10 +410,6 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
             engine=bulk.engine,
             own_roads=bulk.offloads.own_roads,
         )
-
-        async def connect(contact: Contact) -> Link:
-            return await links.connect((contact.host, contact.port), contact.key)
-
         consumer = Consumer(
             key=identity.key,
             store=store,
@@ -380,7 +417,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
             keeper=keeper,
             ledger=ledger,
             find=finder.offers,
-            connect=connect,
+            connect=links.reach,
             settings=config.tasks,
         )
         workflows = Workflows(store, consumer)
@@ -406,8 +443,13 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
             core=core,
             bulletins=bulletins,
             provider=provider,
+            where=where,
+            relaying=relaying,
         )
         tasks = await stack.enter_async_context(open_background())
+        await tasks.start(rendezvous.run, links)
+        if relaying is not None:
+            tasks.start_soon(relaying.run)
         if core is not None:
             await core.start(tasks, links, pinger)
         if bulletins is not None:
@@ -445,7 +487,7 @@ def _open_blobs(config: NodeConfig) -> BlobStore:
 
 @asynccontextmanager
 async def _open_dht(config: NodeConfig, identity: Identity, store: Store) -> AsyncIterator[Dht]:
-    is_server = config.role in SERVER_ROLES
+    is_server = config.role in SERVER_ROLES and not config.outbound_only
     async with open_dht(
         key=identity.key,
         host=config.host,

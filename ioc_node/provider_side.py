@@ -14,7 +14,7 @@ from ioc_node.config import NodeConfig, ResourceConfig
 from ioc_node.core.own_catalogue import OwnCatalogue
 from ioc_node.errors import ConfigError
 from ioc_node.executors.executor import Executor, load_executors
-from ioc_node.identity import Identity, advertised_host
+from ioc_node.identity import Identity
 from ioc_node.market.leases import LeaseBook
 from ioc_node.metering.ledger import Ledger
 from ioc_node.registering import Registrar
@@ -25,11 +25,11 @@ from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.links import LinkEndpoint
 from ioc_node.runtime.own_shelf import OwnCatalogueShelf
 from ioc_node.runtime.store import Store
+from ioc_node.runtime.whereabouts import Whereabouts
 from ioc_node.tasks.exchange import BlobExchange
 from ioc_node.tasks.keeper import Keeper
 from ioc_node.tasks.provide import Provider
 from ioc_node.tasks.staging import Workshop
-from ioc_wire.market import Contact
 from ioc_wire.records import Endpoint
 
 _log = structlog.get_logger()
@@ -68,13 +68,13 @@ class ProviderSide:
         keeper: Keeper,
         ledger: Ledger,
         bulk: BulkEndpoint,
+        where: Whereabouts,
     ) -> Self:
         """Probe executors, plan and sign the resources. Raises `ConfigError`."""
         executors, missing = await trio.to_thread.run_sync(load_executors)
         for name, reason in missing.items():
             _log.warning("runtime_missing", runtime=name, reason=reason)
-        host = advertised_host(config)
-        endpoint = Endpoint(host, config.port)
+        endpoint = Endpoint(where.host, config.port) if where.host is not None else None
         resources = plan_resources(
             config.resources,
             prefix=identity.prefix,
@@ -109,7 +109,7 @@ class ProviderSide:
         home = Home(
             own,
             chain=lambda: identity.chain,
-            contact=lambda: Contact(identity.public_key, host, config.port),
+            contact=where.contact,
             status=registrar.status_rows,
             status_seconds=config.gossip.status_seconds,
         )

@@ -71,7 +71,7 @@ def plan_resources(
     machine: LocalMachine,
     runtimes: Sequence[str],
     offloads: Sequence[str],
-    endpoint: Endpoint,
+    endpoint: Endpoint | None,
 ) -> list[Resource]:
     """The resources that a provider with `prefix` offers. Raises `ConfigError` naming the entry at fault."""
     planned: dict[str, Resource] = {}
@@ -94,7 +94,7 @@ def _describe(
     machine: LocalMachine,
     runtimes: tuple[str, ...],
     offloads: tuple[str, ...],
-    endpoint: Endpoint,
+    endpoint: Endpoint | None,
 ) -> ResourceRecord:
     cores = config.cores or machine.cores
     return ResourceRecord(
@@ -119,7 +119,7 @@ def _describe(
         services=config.services,
         prices=(Price(unit="core-hour", micro=config.price_micro_per_core_hour),),
         labels=tuple(sorted(config.labels.items())),
-        endpoints=(endpoint,),
+        endpoints=(endpoint,) if endpoint is not None else (),
         task_seconds_max=config.task_seconds_max,
     )
 

@@ -22,6 +22,7 @@ from ioc_node.runtime.dht import Dht
 from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.links import Link, LinkEndpoint
 from ioc_node.runtime.store import Store
+from ioc_node.runtime.whereabouts import Whereabouts
 from ioc_node.sources import Sources
 from ioc_node.tasks.keeper import BY_HAND, Keeper
 from ioc_wire.bulk import (
@@ -29,6 +30,7 @@ from ioc_wire.bulk import (
     Grant,
     RequestTicket,
     RequestTickets,
+    Ticket,
     TicketIssued,
     TicketsIssued,
     format_blob_id,
@@ -51,7 +53,7 @@ class SharedBlobs:
     """Adds, announces, hands out and fetches blobs."""
 
     def __init__(
-        self, store: Store, bulk: BulkEndpoint, dht: Dht, keeper: Keeper, *, host: str, port: int
+        self, store: Store, bulk: BulkEndpoint, dht: Dht, keeper: Keeper, where: Whereabouts
     ) -> None:
         store.require("shared_blobs", _SCHEMA)
         self._store = store
@@ -59,8 +61,7 @@ class SharedBlobs:
         self._dht = dht
         self._keeper = keeper
         self.sources = Sources(dht, bulk.public_key)
-        self._host = host
-        self._port = port
+        self._where = where
         self.transfers: deque[TransferRow] = deque(maxlen=TRANSFERS_KEPT_MAX)
 
     def register(self, handlers: Handlers) -> None:
@@ -71,7 +72,11 @@ class SharedBlobs:
     async def _on_request(self, link: Link, message: RequestTicket) -> TicketIssued:
         if not self._is_shared(message.blob):
             raise NotFound(f"blob {format_blob_id(message.blob)} is not shared here")
-        return TicketIssued(self._bulk.issue_ticket(message.blob, link.peer.key, hosts=(self._host,)))
+        return TicketIssued(self._ticket(message.blob, link.peer.key))
+
+    def _ticket(self, blob: bytes, reader: bytes, *, offloads: bool = True) -> Ticket:
+        where = self._where
+        return self._bulk.issue_ticket(blob, reader, hosts=where.hosts, via=where.via(), offloads=offloads)
 
     def _is_shared(self, blob: bytes) -> bool:
         rows = self._store.fetch("SELECT 1 FROM shared_blobs WHERE blob = ?", (blob,))
@@ -86,7 +91,7 @@ class SharedBlobs:
             if not self._is_shared(blob):
                 grants.append(None)
                 continue
-            ticket = self._bulk.issue_ticket(blob, link.peer.key, hosts=(self._host,), offloads=False)
+            ticket = self._ticket(blob, link.peer.key, offloads=False)
             grants.append(Grant(ticket.secret, size(blob)))
             expires, endpoints = ticket.expires, ticket.endpoints
         return TicketsIssued(tuple(grants), expires, endpoints)
@@ -112,7 +117,10 @@ class SharedBlobs:
 
     async def _announce(self, blob: bytes) -> int:
         try:
-            report = await self._dht.announce(blob, self._host, self._port, ANNOUNCE_SECONDS)
+            where = self._where.contact()
+            if where is None:
+                raise PeerUnreachable("no core node is linked through which this one is reached")
+            report = await self._dht.announce(blob, where, ANNOUNCE_SECONDS)
         except (WireError, NodeError) as error:
             _log.warning("announce_failed", blob=format_blob_id(blob), reason=str(error))
             return 0

@@ -26,6 +26,7 @@ from ioc_wire.bulk import (
 from ioc_wire.dht import HolderRecord
 from ioc_wire.errors import WireError
 from ioc_wire.identity import format_node_id, node_id_of
+from ioc_wire.market import Contact
 
 SOURCES_MAX: Final = 8
 """Holders that one blob is fetched from at the same time."""
@@ -43,14 +44,12 @@ _log = structlog.get_logger()
 class Holder:
     """A node that gives a blob out, and where it is reached."""
 
-    key: bytes
-    host: str
-    port: int
+    contact: Contact
 
     @property
     def name(self) -> str:
         """The beginning of its node ID."""
-        return format_node_id(node_id_of(self.key))[:11]
+        return format_node_id(node_id_of(self.contact.key))[:11]
 
 
 class Sources:
@@ -112,7 +111,7 @@ class Sources:
 
 async def ask_ticket(blob: bytes, holder: Holder, links: LinkEndpoint) -> Ticket:
     """A ticket of one holder. Raises `PeerUnreachable`, or its refusal."""
-    link = await links.connect((holder.host, holder.port), holder.key)
+    link = await links.reach(holder.contact)
     return (await link.request(RequestTicket(blob), TicketIssued)).ticket
 
 
@@ -127,4 +126,4 @@ async def ask_tickets(blobs: Sequence[bytes], link: Link, reader: bytes) -> list
 
 
 def _holder(key: bytes, record: HolderRecord) -> Holder:
-    return Holder(key, record.host, record.port)
+    return Holder(Contact(key, record.host, record.port, record.via))

@@ -14,6 +14,7 @@ import ipaddress
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import structlog
@@ -44,6 +45,9 @@ QUIC_FIXED_BIT: Final = 0x40
 SERVER_RECEIVED_BYTES_MAX: Final = 1 << 20
 
 Converse = Callable[[Channel], Awaitable[None]]
+Redial = Callable[[], Awaitable[tuple[UdpSocket, Address]]]
+Dial = Callable[[str, int], Awaitable[tuple[UdpSocket, Address]]]
+"""A fresh socket towards a host and port, and its address there. Raises `PeerUnreachable`."""
 
 _log = structlog.get_logger()
 
@@ -187,13 +191,20 @@ class Listener:
 
 @asynccontextmanager
 async def open_channel(
-    engine: Engine, host: str, port: int, key: bytes, *, received_bytes_max: int
+    engine: Engine,
+    host: str,
+    port: int,
+    key: bytes,
+    *,
+    received_bytes_max: int,
+    dial: Dial = connect_udp,
 ) -> AsyncIterator[Channel]:
-    """A connection to the holder whose node key is `key`.
+    """A connection to the node whose key is `key`. `dial(host, port)` makes the sockets.
 
     Raises `PeerUnreachable` (also when the connection breaks later) or `WrongPeer`.
     """
-    udp, address = await connect_udp(host, port)
+    redial = partial(dial, host, port)
+    udp, address = await redial()
     channel = Channel(engine.open_client(), udp, address, received_bytes_max=received_bytes_max)
     nonce = os.urandom(NONCE_BYTES)
     fault: WireError | NodeError | OSError | None = None
@@ -201,7 +212,7 @@ async def open_channel(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_read, channel, nonce)
             nursery.start_soon(channel.drive)
-            nursery.start_soon(_keep_asking, channel, host, port)
+            nursery.start_soon(keep_asking, channel, redial)
             try:
                 _send_probes(channel, nonce)
                 channel.connect()
@@ -266,10 +277,10 @@ async def _read(channel: Channel, nonce: bytes) -> None:
             channel.feed(received)
 
 
-async def _keep_asking(channel: Channel, host: str, port: int) -> None:
+async def keep_asking(channel: Channel, redial: Redial | None) -> None:
     """A reader that waits for chunks has nothing to send, and would not notice that its holder has died.
 
-    One that waits for nothing costs no wake-ups.
+    One that waits for nothing costs no wake-ups. Where it has dialed, it does so again before it gives up.
     """
     while not channel.ended:
         await channel.wait_expecting()
@@ -277,15 +288,16 @@ async def _keep_asking(channel: Channel, host: str, port: int) -> None:
         silent_seconds = channel.silent_seconds()
         if silent_seconds >= SILENT_SECONDS_MAX:
             channel.fail(TimeoutError(f"no sign of life for {silent_seconds:.0f} s"))
-        elif silent_seconds >= REBIND_SECONDS:
-            await _rebind(channel, host, port)
+        elif silent_seconds >= REBIND_SECONDS and redial is not None:
+            await _rebind(channel, redial)
         elif silent_seconds >= QUIET_SECONDS:
             channel.ping()
 
 
-async def _rebind(channel: Channel, host: str, port: int) -> None:
+async def _rebind(channel: Channel, redial: Redial) -> None:
+    host = channel.peer[0]
     try:
-        udp, address = await connect_udp(host, port)
+        udp, address = await redial()
     except NodeError as error:
         _log.debug("bulk_rebind_failed", peer=host, error=str(error))
         return

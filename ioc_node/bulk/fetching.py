@@ -10,9 +10,8 @@ from typing import Final
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ioc_node.bulk.endpoint import open_channel
-from ioc_node.bulk.engines import Engine
 from ioc_node.bulk.frames import receive_frame, receive_message, send_message
+from ioc_node.bulk.meeting import Dialer
 from ioc_node.bulk.quic import Channel, ChannelBroken
 from ioc_node.bulk.schedule import WINDOW_MAX
 from ioc_node.bulk.tickets import make_claim
@@ -145,7 +144,7 @@ class _NotThisOne(Exception):
 
 @asynccontextmanager
 async def open_reading(
-    engine: Engine, endpoint: Endpoint, ticket: Ticket, key: Ed25519PrivateKey
+    dialer: Dialer, endpoint: Endpoint, ticket: Ticket, key: Ed25519PrivateKey
 ) -> AsyncIterator[Reading]:
     """Connect to one endpoint of a ticket's holder and claim the ticket.
 
@@ -153,9 +152,7 @@ async def open_reading(
     """
     with trio.CancelScope() as scope:
         scope.deadline = trio.current_time() + STALL_SECONDS
-        async with open_channel(
-            engine, endpoint.host, endpoint.port, ticket.holder, received_bytes_max=RECEIVED_BYTES_MAX
-        ) as channel:
+        async with dialer.open(ticket, endpoint, received_bytes_max=RECEIVED_BYTES_MAX) as channel:
             reading = Reading(channel, ticket, scope)
             await reading.claim(key)
             yield reading

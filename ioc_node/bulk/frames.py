@@ -3,7 +3,16 @@
 from typing import TypeVar
 
 from ioc_node.bulk.quic import Channel
-from ioc_wire.bulk import FRAME_HEADER, BulkMessage, Refusal, decode_frame, decode_frame_header, encode_frame
+from ioc_wire.bulk import (
+    FRAME_HEADER,
+    BulkMessage,
+    Call,
+    Hello,
+    Refusal,
+    decode_frame,
+    decode_frame_header,
+    encode_frame,
+)
 from ioc_wire.errors import Malformed, WireError, error_of
 
 _M = TypeVar("_M", bound=BulkMessage)
@@ -19,6 +28,14 @@ async def receive_frame(channel: Channel) -> tuple[int, bytes]:
     header = await channel.receive_exactly(FRAME_HEADER.size)
     kind, length = decode_frame_header(header)
     return kind, await channel.receive_exactly(length)
+
+
+async def receive_first(channel: Channel) -> Hello | Call:
+    """The first frame on a connection that a peer has opened."""
+    message = decode_frame(*await receive_frame(channel))
+    if not isinstance(message, (Hello, Call)):
+        raise Malformed(f"expected Hello or Call, got {type(message).__name__}")
+    return message
 
 
 async def receive_message(channel: Channel, expected: type[_M]) -> _M:

@@ -16,8 +16,8 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ioc_node.bulk.counters import BulkCounters
-from ioc_node.bulk.engines import Engine
 from ioc_node.bulk.fetching import Reading, open_reading
+from ioc_node.bulk.meeting import Dialer
 from ioc_node.bulk.schedule import Pace, Schedule
 from ioc_node.errors import NodeError, PeerUnreachable, StorageUnusable
 from ioc_wire import limits
@@ -78,7 +78,7 @@ class Gathering:
 
     def __init__(
         self,
-        engine: Engine,
+        dialer: Dialer,
         key: Ed25519PrivateKey,
         sources: Sequence[Source],
         target: Target,
@@ -87,7 +87,7 @@ class Gathering:
         connections: Callable[[int], int],
     ) -> None:
         self.sources = sources
-        self._engine = engine
+        self._dialer = dialer
         self._key = key
         self._target = target
         self._counters = counters
@@ -174,7 +174,7 @@ class Gathering:
             before = source.bytes_kept
             try:
                 async with open_reading(
-                    self._engine, endpoints[attempt % len(endpoints)], source.ticket, self._key
+                    self._dialer, endpoints[attempt % len(endpoints)], source.ticket, self._key
                 ) as reading:
                     await self._read(source, reading)
                 await self._park()

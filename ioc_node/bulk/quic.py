@@ -49,7 +49,7 @@ class Channel:
         self.udp = udp
         self.heard_at = trio.current_time()
         self._turnstile = current_turnstile()
-        self._received_bytes_max = received_bytes_max
+        self.received_bytes_max = received_bytes_max
         self._has_several_paths = False
         self._unsent: Sequence[Transmit] = ()
         self._more = False
@@ -155,7 +155,7 @@ class Channel:
             self._give_up(error)
             return
         self._turnstile.charge(began)
-        if self.pipe.unordered_bytes(STREAM) > self._received_bytes_max:
+        if self.pipe.unordered_bytes(STREAM) > self.received_bytes_max:
             self._abort(TooLarge(f"{self.peer[0]}:{self.peer[1]} sent far ahead of what it left out"))
             return
         self._turn(now)
@@ -330,7 +330,7 @@ class Channel:
         if data:
             self._parts.append(memoryview(data))
             self._buffered += len(data)
-        if self._buffered > self._received_bytes_max:
+        if self._buffered > self.received_bytes_max:
             self._abort(TooLarge(f"{self.peer[0]}:{self.peer[1]} sent more than it was asked for"))
             return
         self._peer_finished = self._peer_finished or end

@@ -1,7 +1,7 @@
 """The holder's side of the conversation described in `ioc_wire.bulk`."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import structlog
@@ -9,7 +9,7 @@ import trio
 
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.counters import BulkCounters
-from ioc_node.bulk.frames import receive_frame, receive_message, refuse, send_message
+from ioc_node.bulk.frames import receive_first, receive_frame, receive_message, refuse, send_message
 from ioc_node.bulk.orders import Orders
 from ioc_node.bulk.quic import Channel, ChannelBroken
 from ioc_node.bulk.tickets import TicketBook
@@ -18,6 +18,7 @@ from ioc_wire.bulk import (
     HASHES_PER_FRAME_MAX,
     Accept,
     BlobInfo,
+    Call,
     Challenge,
     Claim,
     Hashes,
@@ -48,26 +49,31 @@ class Serving:
         self._store = store
         self._tickets = tickets
         self._counters = counters
+        self.on_call: Callable[[Channel, bytes], Awaitable[None]] = _expect_none
+        """Has connections whose dialing side is a holder that was asked to call; see `meeting`."""
 
     async def converse(self, channel: Channel) -> None:
         """One reader's connection, from its Hello to its end."""
         try:
             with trio.move_on_after(CLAIM_SECONDS) as scope:
-                ticket = await self._claimed(channel)
+                first = await receive_first(channel)
+                ticket = await self._claimed(channel, first) if isinstance(first, Hello) else None
             if scope.cancelled_caught:
-                return
+                return None
+            if ticket is None:
+                assert isinstance(first, Call)
+                return await self.on_call(channel, first.call)
             info = await self._store.info(ticket.blob)
             await send_message(channel, Accept(info.size, len(info.chunks)))
             await self._serve(channel, ticket, info)
         except ChannelBroken:
-            return  # how every transfer ends: the reader has what it wanted, or will come back
+            return None  # how every transfer ends: the reader has what it wanted, or will come back
         except WireError as error:
             self._counters.refused += 1
             _log.info("bulk_refused", peer=channel.peer[0], why=str(error))
             await refuse(channel, error)
 
-    async def _claimed(self, channel: Channel) -> Ticket:
-        hello = await receive_message(channel, Hello)
+    async def _claimed(self, channel: Channel, hello: Hello) -> Ticket:
         if hello.version != BULK_VERSION:
             raise Unserved(f"bulk protocol version {hello.version}")
         nonce = secrets.token_bytes(32)
@@ -153,6 +159,10 @@ class Serving:
             return self._tickets.find(secret, reader)
         except WireError as error:
             return error
+
+
+async def _expect_none(_channel: Channel, _call: bytes) -> None:
+    raise TicketRefused("no call is expected here")
 
 
 async def _send_hashes(channel: Channel, info: BlobInfo) -> None:

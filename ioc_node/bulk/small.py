@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.counters import BulkCounters
-from ioc_node.bulk.engines import Engine
 from ioc_node.bulk.fetching import Reading, open_reading
+from ioc_node.bulk.meeting import Dialer
 from ioc_node.errors import PeerUnreachable
 from ioc_wire.bulk import SMALL_BATCH_MAX, SMALL_BYTES_MAX, Ticket, format_blob_id, is_blob
 from ioc_wire.errors import BlobCorrupt, WireError
@@ -21,7 +21,7 @@ BATCHES_ASKED: Final = 2
 
 
 async def fetch_small(
-    engine: Engine,
+    dialer: Dialer,
     key: Ed25519PrivateKey,
     store: BlobStore,
     counters: BulkCounters,
@@ -42,7 +42,7 @@ async def fetch_small(
     first = waiting[0][0]
     if not first.endpoints:
         raise PeerUnreachable("the ticket names no endpoint; ask the holder for another")
-    async with open_reading(engine, first.endpoints[0], first, key) as reading:
+    async with open_reading(dialer, first.endpoints[0], first, key) as reading:
         asked: deque[Sequence[Ticket]] = deque()
         while waiting or asked:
             while waiting and len(asked) < BATCHES_ASKED:

@@ -74,6 +74,10 @@ class TicketBook:
         self._per_reader[reader] = self._per_reader.get(reader, 0) + 1
         return ticket
 
+    def knows(self, reader: bytes) -> bool:
+        """Whether a ticket of this reader (a public key) is out."""
+        return reader in self._per_reader
+
     def revoke(self, secret: bytes) -> bool:
         """Take a ticket back; whether it was still good. A transfer that uses it ends at its next chunk."""
         return self._drop(ticket_digest(secret))

@@ -19,6 +19,7 @@ from ioc_node.bulk.counters import BulkCounters
 from ioc_node.bulk.endpoint import Listener
 from ioc_node.bulk.engines import Engine, EngineName, load_engine
 from ioc_node.bulk.gathering import Gathering, Renew, Source, Target
+from ioc_node.bulk.meeting import Dialer, Meetings
 from ioc_node.bulk.offload import Landing, Offload, OffloadSource
 from ioc_node.bulk.offloading import Offloads
 from ioc_node.bulk.serving import Serving
@@ -31,6 +32,7 @@ from ioc_node.runtime.driver import open_background
 from ioc_wire import limits
 from ioc_wire.bulk import Endpoint, Ticket, format_blob_id
 from ioc_wire.errors import WireError
+from ioc_wire.market import Contact
 from ioc_wire.signed import public_bytes
 
 FETCHES_MAX: Final = 32
@@ -83,10 +85,13 @@ class BulkEndpoint:
         self.tickets = TicketBook(self.public_key)
         self.counters = BulkCounters()
         self._key = key
-        self._engine = engine
+        self.quic_engine = engine
+        self.dialer = Dialer(engine)
         self.offloads = Offloads(offloads, self.counters)
         self._fetches = trio.CapacityLimiter(FETCHES_MAX)
         serving = Serving(store, self.tickets, self.counters)
+        self.meetings = Meetings(engine, serving.converse)
+        serving.on_call = self.meetings.take_call
         self._listener = Listener(udp, engine, serving.converse)
 
     @property
@@ -107,16 +112,21 @@ class BulkEndpoint:
         reader: bytes,
         *,
         hosts: Sequence[str],
+        via: Contact | None = None,
         seconds: float = limits.TICKET_SECONDS_MAX,
         offloads: bool = True,
     ) -> Ticket:
-        """A ticket for a blob that is here, with the ways to it. Raises `NotFound` or `Busy`."""
+        """A ticket for a blob that is here, with the ways to it: this node's `hosts`, or the core node `via`. Raises
+        `NotFound` or `Busy`."""
         return self.tickets.issue(
             blob,
             reader,
             seconds=seconds,
             size=self.store.size(blob),
-            endpoints=tuple(Endpoint(host, self.port) for host in hosts),
+            endpoints=(
+                *(Endpoint(host, self.port) for host in hosts),
+                *((Endpoint(via.host, via.port, via.key),) if via is not None else ()),
+            ),
             offloads=self.offloads.export(blob) if offloads else (),
         )
 
@@ -184,13 +194,13 @@ class BulkEndpoint:
         `StorageUnusable`.
         """
         async with self._fetches:
-            missed = await fetch_small(self._engine, self._key, self.store, self.counters, tickets)
+            missed = await fetch_small(self.dialer, self._key, self.store, self.counters, tickets)
         self.counters.transfers[f"quic/{self.engine}"] += len(tickets) - len(missed)
         return missed
 
     def _gathering(self, sources: Sequence[Source], target: Target) -> Gathering:
         return Gathering(
-            self._engine, self._key, sources, target, self.counters, connections=self._connections_for
+            self.dialer, self._key, sources, target, self.counters, connections=self._connections_for
         )
 
     def _connections_for(self, size: int) -> int:

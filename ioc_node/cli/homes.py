@@ -40,6 +40,7 @@ _ABOUT: Final = """\
 # host       address to listen at; 0.0.0.0 for all, and then `advertise` says how others reach this node
 # port       TCP for links and UDP for the DHT; bulk data takes UDP port + 1
 # bootstrap  first peers as host:port; the network file's are tried after these
+# outbound_only  true behind NAT or a firewall: nobody can dial this node, core nodes pass on what is for it
 # network    the network file, relative to this folder
 #
 # [[resources]] of a provider, one per identifier: path (class/city/zone/host below its prefix), type (pool or node),
@@ -93,6 +94,11 @@ def config_text(config: NodeConfig) -> str:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option("--advertise", help="Address under which others reach this node, where it differs.")
 @click.option("--port", type=click.IntRange(1, 65534), default=PORT_DEFAULT, show_default=True)
+@click.option(
+    "--outbound-only",
+    is_flag=True,
+    help="Nobody can dial this node (NAT, firewall): reach it through core nodes.",
+)
 @click.option("--bootstrap", multiple=True, metavar="HOST:PORT", help="A first peer; may be given again.")
 @click.option("--path", "path_", metavar="CLASS/CITY/ZONE/HOST", help="What a provider's identifier reads.")
 @click.option("--cores", type=click.IntRange(min=1), help="Cores to offer (all of this machine).")
@@ -107,6 +113,7 @@ def init(
     host: str,
     advertise: str | None,
     port: int,
+    outbound_only: bool,
     bootstrap: tuple[str, ...],
     path_: str | None,
     cores: int | None,
@@ -134,8 +141,15 @@ def init(
         parse_cid(f"ioc:{self_certified_prefix(bytes(32))}/{resource['path']}")
         resources = (convert_document(resource, ResourceConfig, "init"),)
     config = NodeConfig(
-        role=role, host=host, advertise=advertise, port=port, bootstrap=bootstrap, resources=resources
+        role=role,
+        outbound_only=outbound_only,
+        host=host,
+        advertise=advertise,
+        port=port,
+        bootstrap=bootstrap,
+        resources=resources,
     )
+    config.check()
     key = make_home(home, config, text)
     _show_home(home, key, network, config, as_json)
 

@@ -16,6 +16,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "status": ("overview:status", "Show the running node at a glance."),
     "peers": ("overview:peers", "List the peers of the running node."),
     "overview": ("overview:overview", "Show what a core node holds, per node prefix."),
+    "relayed": ("overview:relayed", "Show what a core node passed on for others."),
     "bulletin": ("bulletins:bulletin", "Read what core nodes announce, or publish something."),
     "id": ("overview:show_id", "Print the node ID and public key of a home folder."),
     "resolve": ("identifiers:resolve", "Look up the signed record of an identifier."),

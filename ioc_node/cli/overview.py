@@ -1,4 +1,4 @@
-"""`status`, `peers`, `overview` and `id`: the node itself, whom it knows, and what a core node holds."""
+"""`status`, `peers`, `overview`, `relayed` and `id`: the node, whom it knows, what a core node holds and passes on."""
 
 import time
 from collections import Counter
@@ -45,7 +45,9 @@ def render_status(console: Console, found: api.NodeStatus) -> None:
         [
             ("node", found.node_id),
             ("role", f"{found.role}, network {found.network}"),
-            ("listens", f"{found.host}:{found.port} (links, DHT), UDP {found.port + 1} (bulk)"),
+            ("reached", found.reached)
+            if found.reached
+            else ("listens", f"{found.host}:{found.port} (links, DHT), UDP {found.port + 1} (bulk)"),
             ("process", f"{found.pid}, up {span_text(now - found.started)}, version {found.version}"),
             ("joined", f"{joined}; {found.bootstrap}" if found.bootstrap else joined),
             ("home core node", found.home_core),
@@ -148,6 +150,27 @@ def sum_up(rows: tuple[api.OverviewRow, ...]) -> api.OverviewRow:
 
 def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f} %" if whole else "-"
+
+
+@click.command()
+@with_home
+def relayed(home: Path, as_json: bool) -> None:
+    """Show what this core node passed on for peers that cannot reach each other, per day and pair."""
+    found = ask(home, lambda node: node.relayed())
+    rows = [{name: getattr(row, name) for name in row.__struct_fields__} for row in found.rows]
+    facts = {"circuits": found.circuits, "sessions": found.sessions, "port": found.port, "rows": rows}
+    show(as_json, facts, lambda console: render_relayed(console, found))
+
+
+def render_relayed(console: Console, found: api.Relayed) -> None:
+    """One line per day and pair; what links carried, and blobs."""
+    console.print(f"open now: {found.circuits} circuits, {found.sessions} relays on UDP {found.port}")
+    made = table("day", "caller", "target", "links", "blobs", right=("links", "blobs"))
+    for row in found.rows:
+        sizes = (size_text(row.circuit_bytes), size_text(row.datagram_bytes))
+        made.add_row(row.day, short(row.caller), short(row.target), *sizes)
+    if found.rows:
+        console.print(made)
 
 
 @click.command("id")

@@ -124,12 +124,12 @@ class OwnCatalogue:
         """When the head should be signed anew although nothing changed (seconds since 1970)."""
         return self._head.issued + self._head_seconds / 2 if self._head is not None else 0.0
 
-    def commit(self, *, unix: float) -> Commit | None:
-        """Sign a new head if anything changed or the last one is half over; else None.
+    def commit(self, *, unix: float, anew: bool = False) -> Commit | None:
+        """Sign a new head if anything changed, the last one is half over, or it is to be told `anew`; else None.
 
         It must be stored before it is shown to anybody.
         """
-        if self._head is not None and not self._dirty and unix < self.renews_at():
+        if self._head is not None and not (self._dirty or anew) and unix < self.renews_at():
             return None
         seq = max(self.seq + 1, int(unix))
         slots = tuple(sorted(self._dirty))

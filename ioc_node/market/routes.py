@@ -56,7 +56,7 @@ async def _measure(links: LinkEndpoint, offer: Offer) -> Measured:
     contact = offer.provider
     with trio.move_on_after(MEASURE_SECONDS):
         try:
-            link = await links.connect((contact.host, contact.port), contact.key)
+            link = await links.reach(contact)
             if links.local.network.certified:
                 check_names(parse_cid(record_of(offer).cid).prefix, contact.key, link.peer.grant)
             return Measured(await ping_us(link))

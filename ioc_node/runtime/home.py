@@ -95,6 +95,7 @@ class Home:
         self._review_seconds = review_seconds
         self._rng = rng or random.Random()  # noqa: S311 - jitter
         self._clock = clock
+        self._contact_told: Contact | None = None
         self._homes = Homes(own.key)
         self._standby: Link | None = None
         self._moving_to: bytes | None = None
@@ -341,7 +342,11 @@ class Home:
             await trio.sleep(STATUS_SECONDS_MIN)
 
     async def _commit(self, shelf: OwnShelf | None) -> bool:
-        commit = self.own.commit(unix=self._clock())
+        # Where a node is reached is told with its head: through another home, with another head.
+        contact = self._contact()
+        moved = contact is not None and contact.via is not None and contact != self._contact_told
+        self._contact_told = contact
+        commit = self.own.commit(unix=self._clock(), anew=moved)
         if commit is not None and shelf is not None:
             try:
                 await shelf.save_own(self.own, commit)

@@ -149,7 +149,8 @@ def check_client(data: bytes, local: LocalIdentity, nonce: bytes, remote_host: s
     if key == local.public_key:
         raise WrongPeer("it has this node's own key")
     grant = admit(local, key, proof.roles, hello.chain)
-    endpoint = (proof.listen.host or remote_host, proof.listen.port) if proof.listen else None
+    host = (proof.listen.host or remote_host) if proof.listen else ""
+    endpoint = (host, proof.listen.port) if proof.listen and host else None
     return PeerIdentity(
         key=key, node_id=node_id_of(key), roles=proof.roles, grant=grant, chain=hello.chain, endpoint=endpoint
     )
@@ -161,7 +162,7 @@ async def read_server_hello(
     *,
     channel_key: bytes,
     expected_key: bytes | None,
-    address: tuple[str, int],
+    address: tuple[str, int] | None,
 ) -> tuple[PeerIdentity, bytes]:
     """The dialing side's first half: whom have we reached? Returns the peer and its nonce."""
     hello = decode_handshake(await transport.receive())

@@ -90,10 +90,13 @@ class Link:
         settings: LinkSettings,
         budget: ByteBudget | None = None,
         dialed: bool = False,
+        relayed: bool = False,
     ) -> None:
         self.peer = peer
         self.dialed = dialed
         """Whether this node opened the connection."""
+        self.relayed = relayed
+        """Whether the connection is a circuit through a core node."""
         self.closed = trio.Event()
         self.close_reason = ""
         self.notices_dropped = 0

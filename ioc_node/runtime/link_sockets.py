@@ -2,6 +2,9 @@
 
 import socket
 import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 
@@ -23,28 +26,51 @@ async def open_listener(host: str, port: int) -> trio.SocketListener:
     return listeners[0]
 
 
-async def dial_tls(target: tuple[str, int], context: ssl.SSLContext) -> trio.SSLStream[trio.SocketStream]:
-    """Connect and shake hands; raises `PeerUnreachable`."""
-    where = f"{target[0]}:{target[1]}"
+Opened = TypeVar("Opened", bound=trio.abc.Stream)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a peer is dialed: `open` gives the bare connection, or raises `PeerUnreachable`. `address` is where the peer
+    takes links, None where it takes none (a circuit)."""
+
+    name: str
+    open: Callable[[], Awaitable[trio.abc.Stream]]
+    address: tuple[str, int] | None = None
+
+
+def way_to(target: tuple[str, int]) -> Way:
+    """By TCP."""
+    return Way(f"{target[0]}:{target[1]}", lambda: dial_tcp(target), target)
+
+
+async def dial_tcp(target: tuple[str, int]) -> trio.SocketStream:
+    """Connect; raises `PeerUnreachable`."""
     try:
-        stream = await trio.open_tcp_stream(*target)
+        return await trio.open_tcp_stream(*target)
     except OSError as error:
         cause = error.__cause__.exceptions[0] if isinstance(error.__cause__, ExceptionGroup) else error
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
-        raise PeerUnreachable(f"no link to {where}: {reason}") from None
+        raise PeerUnreachable(f"no link to {target[0]}:{target[1]}: {reason}") from None
+
+
+async def dial_tls(way: Way, context: ssl.SSLContext) -> trio.SSLStream[trio.abc.Stream]:
+    """Connect and shake hands; raises `PeerUnreachable`."""
+    stream = await way.open()
     tls = trio.SSLStream(stream, context, https_compatible=True)
     try:
         await tls.do_handshake()
     except (trio.BrokenResourceError, OSError) as error:
         await trio.aclose_forcefully(stream)
-        raise PeerUnreachable(f"no link to {where}: TLS handshake failed") from error
+        cause = str(error.__cause__ or error) if way.address is None else "TLS handshake failed"
+        raise PeerUnreachable(f"no link to {way.name}: {cause}") from error
     except trio.Cancelled:
         await trio.aclose_forcefully(stream)
         raise
     return tls
 
 
-async def accept_tls(stream: trio.SocketStream, context: ssl.SSLContext) -> trio.SSLStream[trio.SocketStream]:
+async def accept_tls(stream: Opened, context: ssl.SSLContext) -> trio.SSLStream[Opened]:
     """The accepting side's handshake; raises `TransportBroken`."""
     tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
     try:

@@ -6,7 +6,7 @@ dialed. The other one is retired, not cut: it takes no new requests from the tab
 
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -29,13 +29,14 @@ from ioc_node.runtime.link_handshake import (
 )
 from ioc_node.runtime.link_keep import KeptLink
 from ioc_node.runtime.link_mux import Link, LinkSettings, PeerIdentity
-from ioc_node.runtime.link_sockets import accept_tls, dial_tls, open_listener, remote_host
+from ioc_node.runtime.link_sockets import Way, accept_tls, dial_tls, open_listener, remote_host, way_to
 from ioc_node.runtime.link_transport import TransportBroken, WebSocketTransport, run_websocket
 from ioc_node.runtime.tls import certificate_key, client_context, server_context
 from ioc_wire.authority import Role
 from ioc_wire.codec import encode
 from ioc_wire.errors import Busy, Closing, Revoked, WireError
 from ioc_wire.links import BodyCodec, Listen, Welcome
+from ioc_wire.market import Contact
 from ioc_wire.signed import Signed
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class LinkEndpoint:
         self.links: dict[bytes, Link] = {}
         """The link to use for each peer, by its public key."""
         self.port = 0
+        self.through: Callable[[Contact], Awaitable[Link]] | None = None
+        """How peers are reached that cannot be dialed."""
         self.refused = 0
         """Connections that were turned away, for any reason."""
         self._codec = codec
@@ -119,7 +122,31 @@ class LinkEndpoint:
                 return link
             if self._stopping:
                 raise PeerUnreachable("this node is stopping")
-            link = await self._nursery.start(self._run_dialed, target, expected_key)
+            link = await self._nursery.start(self._run_dialed, way_to(target), expected_key)
+        assert isinstance(link, Link)
+        return link
+
+    async def reach(self, contact: Contact) -> Link:
+        """The link to the peer of a contact: dialed, or through the core node that it names. Raises as `connect`."""
+        if (link := self.links.get(contact.key)) is not None:
+            return link
+        if contact.via is None:
+            return await self.connect((contact.host, contact.port), contact.key)
+        if self.through is None:
+            raise PeerUnreachable(
+                f"no link through {contact.host}:{contact.port}: no circuits are opened here"
+            )
+        return await self.through(contact)
+
+    async def connect_over(self, way: Way, key: bytes) -> Link:
+        """The link to the peer with this key, dialed this way unless there is one that is as good. Raises as `connect`
+        does."""
+        async with self._dial_lock((way.name, 0)):
+            if (link := self._as_good(key, way)) is not None:
+                return link
+            if self._stopping:
+                raise PeerUnreachable("this node is stopping")
+            link = await self._nursery.start(self._run_dialed, way, key)
         assert isinstance(link, Link)
         return link
 
@@ -153,13 +180,18 @@ class LinkEndpoint:
             "ask whoever issued delegations.bin"
         )
 
-    def _note_revoked(self, target: tuple[str, int], error: WireError) -> None:
-        if isinstance(error, Revoked) and len(self._told_revoked) < KEPT_MAX:
+    def _note_revoked(self, way: Way, error: WireError) -> None:
+        if isinstance(error, Revoked) and way.address is not None and len(self._told_revoked) < KEPT_MAX:
             if not self._told_revoked:
-                log.error("refused_as_revoked", peer=f"{target[0]}:{target[1]}", error=str(error))
-            self._told_revoked[target] = None
+                log.error("refused_as_revoked", peer=way.name, error=str(error))
+            self._told_revoked[way.address] = None
 
     # -- dialing
+
+    def _as_good(self, key: bytes, way: Way) -> Link | None:
+        """The link to a peer, but no circuit where the peer can be dialed now."""
+        link = self.links.get(key)
+        return None if link is not None and link.relayed and way.address is not None else link
 
     def _existing(self, target: tuple[str, int], expected_key: bytes | None) -> Link | None:
         if expected_key is not None:
@@ -179,7 +211,7 @@ class LinkEndpoint:
 
     async def _run_dialed(
         self,
-        target: tuple[str, int],
+        way: Way,
         expected_key: bytes | None,
         task_status: "TaskStatus[Link]",
     ) -> None:
@@ -191,24 +223,22 @@ class LinkEndpoint:
             task_status.started(link)
 
         try:
-            await self._dial(target, expected_key, start)
+            await self._dial(way, expected_key, start)
         except RefusedByPeer as error:
-            self._note_revoked(target, error.error)
-            self._log_refused("by_peer", f"{target[0]}:{target[1]}", error.error)
+            self._note_revoked(way, error.error)
+            self._log_refused("by_peer", way.name, error.error)
             raise error.error from None
         except WireError as error:
-            self._log_refused("here", f"{target[0]}:{target[1]}", error)
+            self._log_refused("here", way.name, error)
             raise
         except TransportBroken as error:
             if not started:  # afterwards the link itself says why it broke
-                raise PeerUnreachable(f"no link to {target[0]}:{target[1]}: {error}") from None
+                raise PeerUnreachable(f"no link to {way.name}: {error}") from None
 
-    async def _dial(
-        self, target: tuple[str, int], expected_key: bytes | None, start: Callable[[Link], None]
-    ) -> None:
+    async def _dial(self, way: Way, expected_key: bytes | None, start: Callable[[Link], None]) -> None:
         deadline = trio.CancelScope(deadline=trio.current_time() + self._settings.dial_seconds)
         with deadline:
-            stream = await dial_tls(target, self._client_tls)
+            stream = await dial_tls(way, self._client_tls)
 
             async def use(transport: WebSocketTransport) -> None:
                 channel_key = certificate_key(stream)
@@ -217,27 +247,31 @@ class LinkEndpoint:
                     self.local,
                     channel_key=channel_key,
                     expected_key=expected_key,
-                    address=target,
+                    address=way.address,
                 )
                 async with self._dial_lock(peer.key):
-                    if (existing := self.links.get(peer.key)) is not None:
+                    if (existing := self._as_good(peer.key, way)) is not None:
                         await refuse(transport, Busy("there is a link already"))
-                        self._dialed[target] = existing
+                        self._note_dialed(way, existing)
                         return start(existing)
                     await prove_key(transport, self.local, peer, nonce)
-                    link = self._make(transport, peer, dialed=True)
-                    self._dialed[target] = link
-                    self._told_revoked.pop(target, None)
+                    link = self._make(transport, peer, dialed=True, relayed=way.address is None)
+                    self._note_dialed(way, link)
                     self._enter(link)
                 deadline.deadline = float("inf")
                 start(self.links.get(peer.key, link))
                 return await self._run(link)
 
-            await run_websocket(stream, target[0], use)
+            await run_websocket(stream, way.address[0] if way.address is not None else "circuit", use)
         if deadline.cancelled_caught:
             raise PeerUnreachable(
-                f"no link to {target[0]}:{target[1]}: no answer within {self._settings.dial_seconds:.0f} s"
+                f"no link to {way.name}: no answer within {self._settings.dial_seconds:.0f} s"
             )
+
+    def _note_dialed(self, way: Way, link: Link) -> None:
+        if way.address is not None:
+            self._dialed[way.address] = link
+            self._told_revoked.pop(way.address, None)
 
     # -- accepting
 
@@ -248,6 +282,15 @@ class LinkEndpoint:
                 await trio.serve_listeners(self._accept, [listener], handler_nursery=self._nursery)
 
     async def _accept(self, stream: trio.SocketStream) -> None:
+        host = remote_host(stream)
+        await self._own(stream, host, host)
+
+    async def take_in_circuit(self, stream: trio.abc.Stream, name: str) -> None:
+        """Own a circuit that a peer has opened, until its end; `name` says through whom it comes."""
+        await self._own(stream, name, "")
+
+    async def _own(self, stream: trio.abc.Stream, where: str, host: str) -> None:
+        """A connection that a peer has opened, from `host` if that is known."""
         scope = trio.CancelScope(deadline=trio.current_time() + self._settings.handshake_seconds)
         if len(self._half_open) >= self._settings.half_open_max:
             # The oldest goes: a flood that stays silent cannot keep out those who speak at once.
@@ -255,21 +298,20 @@ class LinkEndpoint:
             del self._half_open[oldest]
             oldest.cancel()
         self._half_open[scope] = None
-        host = remote_host(stream)
         try:
             with scope:
                 await self._take_in(stream, host, scope)
             if scope.cancelled_caught:
-                self._log_refused("here", host, "it did not finish the handshake in time")
+                self._log_refused("here", where, "it did not finish the handshake in time")
         except RefusedByPeer as error:
-            self._log_refused("by_peer", host, error.error)
+            self._log_refused("by_peer", where, error.error)
         except (WireError, TransportBroken) as error:
-            self._log_refused("here", host, error)
+            self._log_refused("here", where, error)
         finally:
             self._half_open.pop(scope, None)
             await trio.aclose_forcefully(stream)
 
-    async def _take_in(self, stream: trio.SocketStream, host: str, scope: trio.CancelScope) -> None:
+    async def _take_in(self, stream: trio.abc.Stream, host: str, scope: trio.CancelScope) -> None:
         tls = await accept_tls(stream, self._server_tls)
 
         async def use(transport: WebSocketTransport) -> None:
@@ -279,7 +321,7 @@ class LinkEndpoint:
                 return await refuse(transport, Closing())
             peer = await accept_peer(transport, self.local, host)
             self._make_room_of(peer.key)
-            link = self._make(transport, peer, dialed=False)
+            link = self._make(transport, peer, dialed=False, relayed=not host)
             # In the table before the peer hears so: it may send, and be sent, requests from then on.
             self._enter(link)
             try:
@@ -288,9 +330,18 @@ class LinkEndpoint:
                 link.close_nowait(str(error))
             scope.deadline = float("inf")
             self._half_open.pop(scope, None)
+            if link.relayed and peer.endpoint is not None:
+                self._nursery.start_soon(self._dial_back, way_to(peer.endpoint), peer)
             return await self._run(link)
 
         await run_websocket(tls, None, use)
+
+    async def _dial_back(self, way: Way, peer: PeerIdentity) -> None:
+        """Whoever came through a circuit takes links itself: the one that can be dialed should listen."""
+        try:
+            await self.connect_over(way, peer.key)
+        except (PeerUnreachable, WireError) as error:
+            log.info("circuit_stays", peer=peer.name, error=str(error))
 
     # -- the table
 
@@ -301,7 +352,9 @@ class LinkEndpoint:
         for old in same[LINKS_PER_PEER_MAX - 1 :]:
             old.drop_nowait(f"the peer has opened {LINKS_PER_PEER_MAX} newer links")
 
-    def _make(self, transport: WebSocketTransport, peer: PeerIdentity, *, dialed: bool) -> Link:
+    def _make(
+        self, transport: WebSocketTransport, peer: PeerIdentity, *, dialed: bool, relayed: bool
+    ) -> Link:
         return Link(
             transport,
             peer,
@@ -310,6 +363,7 @@ class LinkEndpoint:
             settings=self._settings,
             budget=self._budget,
             dialed=dialed,
+            relayed=relayed,
         )
 
     async def _run(self, link: Link) -> None:
@@ -332,6 +386,8 @@ class LinkEndpoint:
         self._tell(self._up, link)
 
     def _replaces(self, new: Link, old: Link) -> bool:
+        if old.relayed != new.relayed and not old.closed.is_set():
+            return old.relayed  # whatever is dialed goes before a circuit
         if old.closed.is_set() or new.dialed == old.dialed:
             return True  # a peer dials again only if it lost the link before
         if new.opened_at - old.opened_at > self._settings.dial_seconds:

@@ -49,7 +49,7 @@ def client_context() -> ssl.SSLContext:
     return context
 
 
-def certificate_key(channel: trio.SSLStream[trio.SocketStream]) -> bytes:
+def certificate_key(channel: trio.SSLStream[trio.abc.Stream]) -> bytes:
     """The Ed25519 key, 32 bytes, of the certificate that the peer showed; raises `WrongPeer` if it has none."""
     certificate: Any = channel.getpeercert(binary_form=True)
     try:

@@ -15,18 +15,22 @@ Connect = Callable[[Contact], Awaitable[Link]]
 
 
 class BlobExchange:
-    """Blobs between this node and others. `hosts` are the names under which others reach this node's bulk port."""
+    """Blobs between this node and others. `hosts` are the names under which others reach this node's bulk port, `via`
+    gives the core node through which it is reached where it cannot be dialed."""
 
-    def __init__(self, bulk: BulkEndpoint, hosts: Sequence[str]) -> None:
+    def __init__(
+        self, bulk: BulkEndpoint, hosts: Sequence[str], via: Callable[[], Contact | None] = lambda: None
+    ) -> None:
         self._bulk = bulk
         self._hosts = tuple(hosts)
+        self._via = via
         self.blobs = bulk.store
         self.on_fetched: Callable[[TransferReport, bytes], None] = lambda _report, _holder: None
         """Told of every transfer that ended well, with the key of its holder."""
 
     def issue(self, blob: bytes, reader: bytes) -> Ticket:
         """Let `reader` (a public key) fetch a blob that is here. Raises `NotFound` or `Busy`."""
-        return self._bulk.issue_ticket(blob, reader, hosts=self._hosts)
+        return self._bulk.issue_ticket(blob, reader, hosts=self._hosts, via=self._via())
 
     async def fetch(self, ticket: Ticket, *, renew: Renew | None = None) -> TransferReport:
         """Bring a blob here, verified. Raises as `BulkEndpoint.fetch` does."""

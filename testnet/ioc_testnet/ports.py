@@ -1,4 +1,5 @@
-"""Free ports for nodes: TCP and UDP `port`, UDP `port + 1`, below the range that outgoing connections are given."""
+"""Free ports for nodes: TCP and UDP `port`, UDP `port + 1` and `port + 2`, below the range that outgoing connections
+are given."""
 
 import contextlib
 import random
@@ -14,7 +15,7 @@ TRIES_MAX: Final = 2_000
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """`count` even ports, each free together with the one above it. All are held until the last is found.
+    """`count` ports, each free together with the two above it. All are held until the last is found.
 
     Raises `PortInUse`.
     """
@@ -23,7 +24,7 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
         for _ in range(TRIES_MAX):
             if len(chosen) == count:
                 return chosen
-            port = random.randrange(FIRST, LAST, 2)  # noqa: S311 - no secret
+            port = random.randrange(FIRST, LAST, 4)  # noqa: S311 - no secret
             with contextlib.ExitStack() as trial:
                 try:
                     for number, kind in (
@@ -31,6 +32,7 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
                         (port, socket.SOCK_DGRAM),
                         (port + 1, socket.SOCK_DGRAM),
                         (port + 1, socket.SOCK_STREAM),
+                        (port + 2, socket.SOCK_DGRAM),
                     ):
                         probe = trial.enter_context(socket.socket(socket.AF_INET, kind))
                         probe.bind((host, number))
@@ -38,4 +40,4 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
                     continue
                 held.push(trial.pop_all())
                 chosen.append(port)
-    raise PortInUse(f"no {count} free pairs of ports between {FIRST} and {LAST} on {host}")
+    raise PortInUse(f"no {count} free groups of ports between {FIRST} and {LAST} on {host}")

@@ -19,6 +19,7 @@ from ioc_node.config import (
     CollectorConfig,
     GossipConfig,
     NodeConfig,
+    RelayConfig,
     ResourceConfig,
     TasksConfig,
 )
@@ -34,13 +35,14 @@ TABLES = {
     "bulk.": BulkConfig,
     "tasks.": TasksConfig,
     "gossip.": GossipConfig,
+    "relay.": RelayConfig,
 }
 
 
 def _keys() -> Iterator[tuple[str, str]]:
     for prefix, kind in TABLES.items():
         for field in msgspec.structs.fields(kind):
-            if prefix == "" and field.name in ("home", "bulk", "tasks", "gossip"):
+            if prefix == "" and field.name in ("home", "bulk", "tasks", "gossip", "relay"):
                 continue
             default = field.default
             if field.default_factory is not msgspec.NODEFAULT:

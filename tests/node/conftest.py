@@ -16,22 +16,24 @@ MakeHome = Callable[..., NodeConfig]
 
 
 def free_port() -> int:
-    """A port that is free for TCP and UDP, and whose neighbour is free for UDP."""
+    """A port that is free for TCP and UDP, and whose two neighbours are free for UDP."""
     for _ in range(100):
         with (
             socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bulk,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as relay,
         ):
             tcp.bind(("127.0.0.1", 0))
             port: int = tcp.getsockname()[1]
             try:
                 udp.bind(("127.0.0.1", port))
                 bulk.bind(("127.0.0.1", port + 1))
+                relay.bind(("127.0.0.1", port + 2))
             except OSError:
                 continue
             return port
-    raise AssertionError("no free pair of ports")
+    raise AssertionError("no three free ports")
 
 
 @pytest.fixture

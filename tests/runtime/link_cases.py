@@ -141,10 +141,10 @@ async def open_node(
     options.setdefault("settings", QUICK)
     options.setdefault("host", "127.0.0.1")
     options.setdefault("port", 0)
+    options.setdefault("codec", CODEC)
     async with open_links(
         key_of(number),
         network or network_of(),
-        codec=CODEC,
         handlers=(answers or Answers()).handlers,
         **options,
     ) as endpoint:

@@ -143,10 +143,12 @@ def check_chunk(info: BlobInfo, index: int, data: bytes | bytearray | memoryview
 
 
 class Endpoint(Message, frozen=True):
-    """Where a holder's QUIC socket listens."""
+    """Where a holder's QUIC socket listens; or, with `via`, where the core node with that key takes links, through
+    which the holder is asked how to meet."""
 
     host: Host
     port: Port
+    via: Key | None = None
 
 
 class OffloadDescriptor(Message, frozen=True):
@@ -183,6 +185,13 @@ def claim_bytes(holder: bytes, nonce: bytes, digest: bytes) -> bytes:
 
 
 # -- the stream
+
+
+class Call(Message, frozen=True):
+    """First frame on a connection that the holder opened because its reader had asked for that (`relay.CallReader`):
+    which call this is. The reader speaks next."""
+
+    call: Digest
 
 
 class Hello(Message, frozen=True):
@@ -266,7 +275,18 @@ class Missed(Message, frozen=True):
 
 
 BulkMessage = (
-    Hello | Challenge | Claim | Accept | Refusal | WantHashes | Hashes | Want | Credit | WantSmall | Missed
+    Hello
+    | Challenge
+    | Claim
+    | Accept
+    | Refusal
+    | WantHashes
+    | Hashes
+    | Want
+    | Credit
+    | WantSmall
+    | Missed
+    | Call
 )
 
 FRAME_HEADER: Final = struct.Struct(">BI")
@@ -284,6 +304,7 @@ _KINDS: Final[dict[int, type[BulkMessage]]] = {
     9: Credit,
     10: WantSmall,
     11: Missed,
+    12: Call,
 }
 _TYPES: Final = {kind: number for number, kind in _KINDS.items()}
 

@@ -53,7 +53,7 @@ import msgspec
 
 from ioc_wire import limits
 from ioc_wire.authority import Chain
-from ioc_wire.codec import Digest, Host, Message, Port, UInt, decode
+from ioc_wire.codec import Digest, Host, Key, Message, Port, UInt, decode
 from ioc_wire.errors import Malformed, WireError
 from ioc_wire.records import check_period
 from ioc_wire.signed import DOMAIN, Signed, SignedPayload, signed_bytes, verify
@@ -447,7 +447,8 @@ def unknown_request(data: bytes) -> int | None:
 
 
 class HolderRecord(SignedPayload, frozen=True):
-    """The signing node holds `blob` and gives it out over a link to `host`:`port`. Times since 1970, UTC."""
+    """The signing node holds `blob` and gives it out over a link to `host`:`port`, or over a circuit through the core
+    node `via` that takes links there. Times since 1970, UTC."""
 
     kind: ClassVar[str] = "holder"
     blob: Digest
@@ -455,6 +456,7 @@ class HolderRecord(SignedPayload, frozen=True):
     port: Port
     issued: UInt
     expires: UInt
+    via: Key | None = None
 
 
 def verify_holder(signed: Signed, *, now: float) -> HolderRecord:

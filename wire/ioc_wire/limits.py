@@ -42,6 +42,9 @@ LINK_STREAM_CREDIT_MAX: Final = 256
 PAGE_ENTRIES_MAX: Final = 512
 """Entries in one page of a catalogue transfer."""
 
+CIRCUIT_DATA_BYTES_MAX: Final = 64 << 10
+"""Bytes of a circuit in one message."""
+
 # -- catalogue and gossip
 HEAD_SECONDS_MAX: Final = 48 * 3600
 STATUS_SECONDS_MAX: Final = 600

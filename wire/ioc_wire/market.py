@@ -36,11 +36,13 @@ def demand_of(task: TaskDefinition) -> Demand:
 
 
 class Contact(Message, frozen=True):
-    """How to reach a node: its key, and the host and port where it listens."""
+    """How to reach a node: its key, and the host and port where it listens; or, with `via`, those of the core node with
+    that key, which passes a circuit on to it."""
 
     key: Key
     host: Host
     port: Port
+    via: Key | None = None
 
 
 RttUs = Annotated[int, msgspec.Meta(ge=0, le=limits.LATENCY_RTT_US_MAX)]

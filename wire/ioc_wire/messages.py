@@ -6,7 +6,7 @@ newer peer learns at once that it is not understood.
 
 from typing import Final
 
-from ioc_wire import bulk, bulletins, gossip, interest, latency, market, membership, plumtree, tasks
+from ioc_wire import bulk, bulletins, gossip, interest, latency, market, membership, plumtree, relay, tasks
 from ioc_wire.links import UnionCodec
 
 Body = (
@@ -67,6 +67,15 @@ Body = (
     | bulk.TicketIssued
     | bulk.RequestTickets
     | bulk.TicketsIssued
+    | relay.OpenCircuit
+    | relay.AcceptCircuit
+    | relay.FeedCircuit
+    | relay.CircuitData
+    | relay.OpenRelay
+    | relay.RelayOpened
+    | relay.RelayMetered
+    | relay.CallReader
+    | relay.MeetAtRelay
 )
 
 NODE_CODEC: Final = UnionCodec(Body)

@@ -1,0 +1,164 @@
+"""How a reader and a holder that cannot be dialed agree where to meet: over a link, then by QUIC.
+
+The one that can be dialed listens: a reader that takes datagrams is called by the holder. Where neither does, both go
+to the relay of the core node that the holder keeps a link to.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import structlog
+import trio
+
+from ioc_node.bulk.endpoint import open_channel
+from ioc_node.bulk.quic import Channel
+from ioc_node.bulk.relay import dial_relay
+from ioc_node.bulk.transfers import BulkEndpoint
+from ioc_node.errors import PeerUnreachable
+from ioc_node.runtime.gossip import is_core
+from ioc_node.runtime.link_handlers import Handlers
+from ioc_node.runtime.link_mux import ItemStream
+from ioc_node.runtime.links import Link, LinkEndpoint
+from ioc_wire.bulk import Endpoint, Ticket
+from ioc_wire.codec import Message
+from ioc_wire.errors import Busy, NotFound, TicketRefused, WireError, WrongPeer
+from ioc_wire.market import Contact
+from ioc_wire.relay import CallReader, MeetAtRelay, OpenRelay, RelayMetered, RelayOpened
+from ioc_wire.tasks import Done
+
+if TYPE_CHECKING:
+    from trio import TaskStatus
+
+_log = structlog.get_logger()
+
+Side = Literal["holder", "reader", "relay"]
+
+
+def who_listens(*, holder_open: bool, reader_open: bool) -> Side:
+    """Who waits for the other's datagrams: the holder as a rule, the reader where only it can be reached."""
+    if holder_open:
+        return "holder"
+    return "reader" if reader_open else "relay"
+
+
+class NodeRendezvous:
+    """Both parts of a node. `host` is where its bulk port is reached, None where it is not. Meets nobody before
+    `run`."""
+
+    _links: LinkEndpoint
+
+    def __init__(self, bulk: BulkEndpoint, host: str | None) -> None:
+        self._bulk = bulk
+        self._host = host
+        self._nursery: trio.Nursery | None = None
+        self.bytes_relayed = 0
+        """Bytes that relays told this node, as a reader, they had passed on for it."""
+
+    def register(self, handlers: Handlers) -> None:
+        """Answer readers; before links are opened."""
+        handlers.serve(CallReader, self._on_call_reader)
+        handlers.serve(MeetAtRelay, self._on_meet_at_relay)
+
+    async def run(
+        self,
+        links: LinkEndpoint,
+        *,
+        task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Meet others until cancelled."""
+        self._links = links
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._bulk.dialer.rendezvous = self
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._nursery = self._bulk.dialer.rendezvous = None
+
+    @property
+    def _tasks(self) -> trio.Nursery:
+        if self._nursery is None:
+            raise Busy("this node is starting or stopping")
+        return self._nursery
+
+    # -- the reader
+
+    @asynccontextmanager
+    async def meet(
+        self, ticket: Ticket, endpoint: Endpoint, *, received_bytes_max: int
+    ) -> AsyncIterator[Channel]:
+        """See `ioc_node.bulk.meeting.Rendezvous`."""
+        assert endpoint.via is not None
+        holder = await self._links.reach(Contact(ticket.holder, endpoint.host, endpoint.port, endpoint.via))
+        if self._host is not None:
+            with self._bulk.meetings.expect(received_bytes_max=received_bytes_max) as expected:
+                await holder.request(CallReader(expected.call, self._host, self._bulk.port), Done)
+                yield await expected.wait()
+            return
+        core = await self._links.connect((endpoint.host, endpoint.port), endpoint.via)
+        async with core.open_stream(OpenRelay(ticket.holder)) as items:
+            opened = await _opened(items)
+            self._tasks.start_soon(self._note_metered, items)
+            await holder.request(MeetAtRelay(opened.host, opened.port, opened.target_token), Done)
+            async with open_channel(
+                self._bulk.quic_engine,
+                opened.host,
+                opened.port,
+                ticket.holder,
+                received_bytes_max=received_bytes_max,
+                dial=partial(dial_relay, opened.caller_token),
+            ) as channel:
+                yield channel
+
+    async def _note_metered(self, items: ItemStream[Message]) -> None:
+        """Until the stream is left or the core node ends it."""
+        before = 0
+        try:
+            async for item in items:
+                if isinstance(item, RelayMetered):
+                    total = item.bytes_from_caller + item.bytes_to_caller
+                    self.bytes_relayed += max(0, total - before)
+                    before = total
+        except (WireError, PeerUnreachable) as error:
+            _log.debug("relay_ended", error=str(error))
+
+    # -- the holder
+
+    async def _on_call_reader(self, link: Link, message: CallReader) -> Done:
+        self._check_ticket(link)
+        listens = link.peer.endpoint
+        if listens is None or listens[0] != message.host:
+            raise WrongPeer(
+                f"{message.host} is not where that reader says it takes links: nobody else is called"
+            )
+        await self._tasks.start(
+            self._bulk.meetings.call_reader, message.host, message.port, link.peer.key, message.call
+        )
+        return Done()
+
+    async def _on_meet_at_relay(self, link: Link, message: MeetAtRelay) -> Done:
+        self._check_ticket(link)
+        links = self._links.links.values()
+        cores = {core.peer.endpoint[0] for core in links if is_core(core) and core.peer.endpoint is not None}
+        if message.host not in cores:
+            raise WrongPeer(f"{message.host} is no core node that this holder has a link to")
+        await self._tasks.start(
+            self._bulk.meetings.attend_relay, message.host, message.port, link.peer.key, message.token
+        )
+        return Done()
+
+    def _check_ticket(self, link: Link) -> None:
+        if not self._bulk.tickets.knows(link.peer.key):
+            raise TicketRefused("that reader has no ticket here")
+
+
+async def _opened(items: ItemStream[Message]) -> RelayOpened:
+    try:
+        item = await anext(items, None)
+    except NotFound as error:
+        raise PeerUnreachable(f"no relay to the holder: {error}") from None
+    if not isinstance(item, RelayOpened):
+        raise PeerUnreachable("no relay to the holder: the core node told none")
+    return item
