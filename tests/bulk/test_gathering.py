@@ -178,7 +178,7 @@ async def test_a_blob_removed_while_it_is_served_ends_that_transfer_with_the_rea
         if here >= 2 * MIB and town.alice.store.has(BLOB):
             town.alice.store.quota.remove(BLOB)
 
-    with trio.fail_after(20), pytest.raises(NotFound, match="was removed here|is not here"):
+    with trio.fail_after(20), pytest.raises(NotFound, match=r"was removed here|is not here"):
         await town.bob.gather([source_of(town.alice, town.bob)], on_progress=told)
     await town.alice.store.add_bytes(DATA)
     first = source_of(town.alice, town.bob)
