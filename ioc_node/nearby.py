@@ -134,7 +134,7 @@ class Neighbours:
     async def _measure_over_link(self, contact: Contact) -> None:
         with trio.move_on_after(MEASURE_SECONDS):
             try:
-                link = await self._links.connect((contact.host, contact.port), contact.key)
+                link = await self._links.reach(contact)
                 self._note(contact.key, await ping_us(link))
                 return
             except (PeerUnreachable, WireError) as error:

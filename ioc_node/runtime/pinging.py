@@ -81,6 +81,8 @@ class Pinger:
         return found
 
     async def _by_datagrams(self, contact: Contact, enough_ms: float | None) -> int:
+        if contact.via is not None:
+            raise PeerUnreachable("no datagrams reach it: it is outbound only")
         peer = DhtContact(node_id_of(contact.key), await self._address(contact))
         times: list[float] = []
         while len(times) < PINGS:

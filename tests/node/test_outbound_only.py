@@ -84,6 +84,10 @@ async def test_a_task_and_its_data_find_their_way(
                 got = await reader.get(added.blob, tmp_path / "copy")
             assert (tmp_path / "copy").read_bytes() == payload + holder.identity.public_key
             assert got.transport.startswith("quic")
+        near = await town.consumer.find(
+            ioc_node.Demand(cores=1, runtimes="wasm", max_rtt_ms=2000), policy="latency"
+        )
+        assert [offer.rtt_us > 0 for offer in near.found.offers] == [True]
         relaying = town.core.relaying
         assert relaying is not None
         relayed = sum(row.datagram_bytes for row in relaying.told().rows)
