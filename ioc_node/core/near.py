@@ -11,7 +11,7 @@ from ioc_wire.identity import format_node_id, node_id_of
 from ioc_wire.latency import CoordinateTold, NearFound, NearProvider
 from ioc_wire.market import Contact, RttEstimate
 
-STEP_PROVIDERS: Final = 256
+STEP_PROVIDERS: Final = 128
 """Looked at between two pauses."""
 
 
@@ -64,12 +64,15 @@ def finding_near(
         else:
             near.append((order(found, most_ms), key))
     yield
-    chosen = [key for _, key in heapq.nsmallest(limits.NEAR_PROVIDERS_MAX, near)]
-    told = tuple(NearProvider(contacts[key], estimate_told(estimates[key])) for key in chosen)
+    told: list[NearProvider] = []
+    for number, (_, key) in enumerate(heapq.nsmallest(limits.NEAR_PROVIDERS_MAX, near)):
+        if number % STEP_PROVIDERS == 0:
+            yield
+        told.append(NearProvider(contacts[key], estimate_told(estimates[key])))
     nearest = ""
     if far and (found := estimates[min(far)[1]]) is not None:
         nearest = f"provider {name_of(min(far)[1])}: {found.text()}, at most {most_ms:g} ms are wanted"
-    return NearFound(told, len(contacts), len(far), nearest)
+    return NearFound(tuple(told), len(contacts), len(far), nearest)
 
 
 def name_of(provider: bytes) -> str:

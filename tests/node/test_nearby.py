@@ -221,6 +221,23 @@ async def test_a_task_goes_to_whom_is_near(make_home: MakeHome) -> None:
         assert town.near.identity.prefix in task.live.place
 
 
+async def test_core_nodes_hear_from_each_other_where_providers_say_they_stand(
+    make_home: MakeHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "ROUND_SECONDS_FIRST", 0.1)
+    monkeypatch.setattr(latency, "ROUND_SECONDS_MAX", 0.4)
+    monkeypatch.setattr(bearings, "TELL_SECONDS_FIRST", 0.1)
+    async with open_town(make_home) as town:
+        with trio.fail_after(20):
+            for node in town.cores:
+                assert node.core is not None
+                book = node.core.latency.book
+                while not all(book.coordinate(other.identity.public_key) for other in town.cores):
+                    await trio.sleep(0.05)
+                while not all(book.place_of(one.identity.public_key) for one in (town.near, town.far)):
+                    await trio.sleep(0.05)
+
+
 async def test_where_no_datagram_gets_through_links_are_measured(
     make_home: MakeHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,9 @@
 The matrix is one slice, and symmetric: there is no second measurement of any pair. So the final ping is the matrix's
 own value, and precision after it is 1 by construction; what jitter would do to it, one slice cannot tell. Pings and
 what core nodes measured earlier are disturbed on demand (`jitter`), by a made-up factor, and said so.
+
+Core nodes' signed rows, the book of them, the estimates of a core node and the choice of whom to ping are those of real
+nodes. A share of the gateways is measured by one core node alone, so that coordinates decide.
 """
 
 import random
@@ -11,11 +14,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ioc_node.core.nearness import Estimate, choose_probes, estimate
+from ioc_node.core.latency import LatencyBook
+from ioc_node.core.near import estimate_of, finding_near, told_of, us_of
+from ioc_node.core.nearness import Estimate, choose_probes
+from ioc_node.core.steps import run_through
+from ioc_node.core.trust import Trust
 from ioc_node.core.vivaldi import Vivaldi
 from ioc_node.errors import UsageError
 from ioc_testnet.sim.latency import read_matrix
+from ioc_wire import limits
+from ioc_wire.latency import CoreRtt, LatencyNews, LatencyRow, ProviderRtt, Vantage
+from ioc_wire.market import Contact
+from ioc_wire.signed import public_bytes, sign
 
 LIMITS_MS: Final = (10, 20, 50, 100)
 CORE_NODES: Final = 8
@@ -25,7 +37,8 @@ NEIGHBOURS: Final = 32
 ROUNDS: Final = 10
 """So often each."""
 UNMEASURED: Final = 0.1
-"""This share of gateways has no row at any core node: coordinates instead."""
+"""This share of gateways was measured by one core node alone: coordinates decide."""
+UNIX: Final = 1_800_000_000
 _Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 
@@ -39,12 +52,14 @@ class _World:
         self.core = order[:core]
         self.gateways = order[core:]
         self.consumers = order[core : core + CONSUMERS]
-        self.rowless = set(chance.sample(self.gateways, round(UNMEASURED * len(self.gateways))))
+        self.lonely = set(chance.sample(self.gateways, round(UNMEASURED * len(self.gateways))))
         self.places = self._settle(chance)
         self._chance, self._jitter = chance, jitter
-        self.rows = {
-            gateway: {} if gateway in self.rowless else self._row(gateway) for gateway in self.gateways
-        }
+        keys = (Ed25519PrivateKey.from_private_bytes(chance.randbytes(32)) for _ in self.core)
+        self._keys = dict(zip(self.core, keys, strict=True))
+        self.book = LatencyBook(Trust(network_id=bytes(32), admission="open", roots=()))
+        for number, each in enumerate(self.core):
+            self.book.take(self._row(each, alone=number == 0), unix=UNIX)
 
     def ping(self, one: int, other: int) -> float:
         """What a measurement says, in ms: the matrix, up to `jitter` more; nan where there is no value."""
@@ -53,13 +68,28 @@ class _World:
     def is_known(self, one: int, other: int) -> bool:
         return one != other and float(self.matrix[one, other]) > 0
 
-    def _row(self, node: int) -> dict[bytes, float]:
-        return {
-            each.to_bytes(4, "big"): self.ping(each, node) for each in self.core if self.is_known(each, node)
-        }
+    def _row(self, core: int, *, alone: bool) -> LatencyNews:
+        """What a core node measured; `alone` it measured all of them."""
+        seen = [
+            each for each in self.gateways if self.is_known(core, each) and (alone or each not in self.lonely)
+        ]
+        rtts = []
+        for each in seen[: limits.LATENCY_RTTS_MAX]:
+            rtt_us = us_of(self.ping(core, each))
+            rtts.append(
+                ProviderRtt(key_of(each), rtt_us, rtt_us, 1, 0, told_of(self.places[each].coordinate))
+            )
+        row = LatencyRow(1, UNIX, UNIX + 60, tuple(rtts), told_of(self.places[core].coordinate))
+        return LatencyNews(sign(self._keys[core], row))
 
-    def own_row(self, consumer: int) -> dict[bytes, float]:
-        return self._row(consumer)
+    def vantage(self, consumer: int) -> Vantage:
+        """What a consumer measured."""
+        rtts = tuple(
+            CoreRtt(public_bytes(key), us_of(self.ping(core, consumer)))
+            for core, key in self._keys.items()
+            if self.is_known(core, consumer)
+        )
+        return Vantage(rtts[: limits.VANTAGE_CORES_MAX], told_of(self.places[consumer].coordinate))
 
     def _settle(self, chance: random.Random) -> list[Vivaldi]:
         count = len(self.matrix)
@@ -70,10 +100,13 @@ class _World:
                 for one, node in enumerate(nodes):
                     other = neighbours[one][place]
                     if self.is_known(one, other):
-                        node.observe(
-                            other.to_bytes(4, "big"), self.matrix[one, other], nodes[other].coordinate
-                        )
+                        node.observe(key_of(other), float(self.matrix[one, other]), nodes[other].coordinate)
         return nodes
+
+
+def key_of(node: int) -> bytes:
+    """What stands for a gateway's public key."""
+    return node.to_bytes(32, "big")
 
 
 def run_nearness(path: Path, *, core: int = CORE_NODES, seed: int = 1, jitter: float = 0.0) -> dict[str, Any]:
@@ -91,7 +124,7 @@ def run_nearness(path: Path, *, core: int = CORE_NODES, seed: int = 1, jitter: f
         "core": core,
         "seed": seed,
         "gateways": len(world.gateways),
-        "without_row": len(world.rowless),
+        "measured_once": len(world.lonely),
         "consumers": len(world.consumers),
         "rows": [_judge(world, queries, limit) for limit in LIMITS_MS],
         "command": f"ioc-testnet sim nearness --matrix {path.name} --core {core} --seed {seed} --jitter {jitter:g}",
@@ -99,12 +132,17 @@ def run_nearness(path: Path, *, core: int = CORE_NODES, seed: int = 1, jitter: f
 
 
 def _estimates(world: _World, consumer: int) -> dict[bytes, Estimate | None]:
-    own, place = world.own_row(consumer), world.places[consumer].coordinate
-    return {
-        each.to_bytes(4, "big"): estimate(own, world.rows[each], (place, world.places[each].coordinate))
-        for each in world.gateways
-        if world.is_known(consumer, each)
-    }
+    """As a core node finds them."""
+    asked = [key_of(each) for each in world.gateways if world.is_known(consumer, each)]
+    return run_through(world.book.estimating(world.vantage(consumer), asked))
+
+
+def _chosen(estimates: dict[bytes, Estimate | None], limit_ms: int) -> list[int]:
+    """Whom a consumer pings, by a core node's answer."""
+    contacts = {key: Contact(key, "192.0.2.1", 7400) for key in estimates}
+    told = run_through(finding_near(contacts, estimates, limit_ms))
+    named = {each.contact.key: estimate_of(each.estimate) for each in told.providers}
+    return [int.from_bytes(key, "big") for key in choose_probes(named, limit_ms)]
 
 
 def _judge(world: _World, queries: list[dict[bytes, Estimate | None]], limit_ms: int) -> dict[str, Any]:
@@ -115,7 +153,7 @@ def _judge(world: _World, queries: list[dict[bytes, Estimate | None]], limit_ms:
     for consumer, estimates in zip(world.consumers, queries, strict=True):
         truth = {int.from_bytes(key, "big") for key in estimates}
         near = {each for each in truth if world.matrix[consumer, each] <= limit_ms}
-        asked = [int.from_bytes(key, "big") for key in choose_probes(estimates, limit_ms)]
+        asked = _chosen(estimates, limit_ms)
         offered = {each for each in asked if world.ping(consumer, each) <= limit_ms}
         place = world.places[consumer].coordinate
         believed = {each for each in truth if place.distance_ms(world.places[each].coordinate) <= limit_ms}
