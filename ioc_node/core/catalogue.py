@@ -357,10 +357,12 @@ class Catalogue:
         replica.statuses[batch.part] = HeldStatus(signed, batch.seq, batch.expires, fresh_until)
         if replica.lagging:
             return batch.part, ()
+        first = batch.part * limits.STATUS_ROWS_MAX
+        alive = replica.base.table.alive_from(first, limits.STATUS_ROWS_MAX)
         refused = [
             Refused(f"status of slot {row.slot}", NotFound("no living identifier of this part has that slot"))
             for row in batch.rows
-            if row.slot // limits.STATUS_ROWS_MAX != batch.part or not replica.is_alive(row.slot)
+            if not (first <= row.slot < first + len(alive) and alive[row.slot - first])
         ]
         return batch.part, tuple(refused)
 

@@ -40,6 +40,10 @@ class SlotTable:
     def is_alive(self, slot: int) -> bool:
         return slot < len(self._alive) and self._alive[slot] == 1
 
+    def alive_from(self, first: int, count: int) -> bytes:
+        """1 for each slot that is alive, of at most so many from `first` on."""
+        return self._alive[first : first + count]
+
     def living_slots(self) -> list[int]:
         return [slot for slot, alive in enumerate(self._alive) if alive]
 

@@ -10,6 +10,7 @@ it lies depends on its accelerators (`ioc_node.market.extents`).
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -62,7 +63,6 @@ _MAX: Final = {
     "fresh_until": math.inf,
 }
 """What is larger is cut down."""
-_NONE: Final = (0,) * GROUPS_MAX
 _STATUS: Final = ("fresh_until", "free_cores", "free_memory", "queued", "price_now")
 ZONED: Final = ("expires", "cores", "memory", "disk", "seconds", "fresh_until")
 """Columns of which the least is known by extent; rows that are free have the largest value there."""
@@ -305,9 +305,11 @@ class Table:
             patch[column][rows] = np.minimum(np.array(values, np.int64), _MAX[column])[known]
         now = patch["price_now"][rows]
         patch["core_hour_now"][rows] = np.where(now > 0, now, patch["core_hour"][rows])
-        groups = [line.free_accelerators_milli for line in lines]
-        free = np.array([(*one, *_NONE[len(one) :]) for one in groups], np.int64).reshape(-1, GROUPS_MAX)
-        self.free_accelerators[:, rows] = np.minimum(free, COUNT_MAX)[known].T
+        free = np.zeros((GROUPS_MAX, len(lines)), np.int64)
+        told = zip_longest(*(line.free_accelerators_milli for line in lines), fillvalue=0)
+        for group, devices in enumerate(told):
+            free[group] = devices
+        self.free_accelerators[:, rows] = np.minimum(free, COUNT_MAX)[:, known]
 
 
 def _traits_of(record: ResourceRecord) -> Traits:

@@ -1,19 +1,27 @@
 """Steps of a machine on the event loop, with pauses in which everything else goes on."""
 
+import time
 from collections.abc import Generator
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import trio
 
 Result = TypeVar("Result")
 
+HOLD_SECONDS: Final = 0.001
+"""Steps follow each other for so long: a pause costs as much as a short step, and in it others may take long."""
+
 
 async def run_with_pauses(steps: Generator[None, None, Result]) -> Result:
-    """Run `ioc_node.core.steps` to their end with a checkpoint after each; the result, or what they raise."""
+    """Run `ioc_node.core.steps` to their end, with a checkpoint first and after each HOLD_SECONDS; the result, or what
+    they raise.
+    """
     while True:
         await trio.lowlevel.checkpoint()
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
+        until = time.perf_counter() + HOLD_SECONDS
+        while time.perf_counter() < until:
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
