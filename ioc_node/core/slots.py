@@ -1,13 +1,14 @@
-"""What a node keeps in memory of each slot of a catalogue, packed: 17 bytes beside the tree's 64.
+"""What a node keeps in memory of each slot of a catalogue, packed: 24 bytes beside the tree's 64.
 
 The names are a sorted array of `hash << SLOT_BITS | slot`, so that an identifier is found by bisection. 47 bits of
 hash may collide: whoever finds a slot holds its entry against the name. The hash is Python's own, keyed anew in each
-process, so that nobody outside can make names that collide.
+process, so that nobody outside can make names that collide. Hashes are kept by slot too, so that a few changes among
+many slots cost what they are.
 """
 
 from array import array
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 SLOT_BITS: Final = 17
@@ -18,16 +19,24 @@ _HASH_MASK: Final = (1 << 64 - SLOT_BITS) - 1
 assert SLOTS_MAX <= _SLOT_MASK
 
 
+_FEW: Final = 64
+"""Where fewer than one in so many names come and go, each is taken out or put in by itself."""
+
+
 class SlotTable:
     """Immutable; `changed` makes the next one. A slot is *alive* while its identifier is offered and resolved."""
 
-    __slots__ = ("_alive", "_names", "_seqs")
+    __slots__ = ("_hashes", "_names", "_seqs")
 
     def __init__(
-        self, seqs: "array[int] | None" = None, alive: bytes = b"", names: "array[int] | None" = None
+        self,
+        seqs: "array[int] | None" = None,
+        hashes: "array[int] | None" = None,
+        names: "array[int] | None" = None,
     ) -> None:
         self._seqs = seqs if seqs is not None else array("Q")
-        self._alive = alive
+        self._hashes = hashes if hashes is not None else array("Q")
+        """Of the name, by slot; 0 where it is not alive."""
         self._names = names if names is not None else array("Q")
 
     def __len__(self) -> int:
@@ -38,14 +47,14 @@ class SlotTable:
         return len(self._names)
 
     def is_alive(self, slot: int) -> bool:
-        return slot < len(self._alive) and self._alive[slot] == 1
+        return slot < len(self._hashes) and self._hashes[slot] > 0
 
-    def alive_from(self, first: int, count: int) -> bytes:
-        """1 for each slot that is alive, of at most so many from `first` on."""
-        return self._alive[first : first + count]
+    def alive_from(self, first: int, count: int) -> list[bool]:
+        """Whether each slot is alive, of at most so many from `first` on."""
+        return list(map(bool, self._hashes[first : first + count]))
 
     def living_slots(self) -> list[int]:
-        return [slot for slot, alive in enumerate(self._alive) if alive]
+        return [slot for slot, name in enumerate(self._hashes) if name]
 
     def after(self, seq: int) -> list[int]:
         """Slots that changed after head `seq`, in order; all for 0."""
@@ -53,7 +62,7 @@ class SlotTable:
 
     def candidates(self, cid: str) -> Iterator[int]:
         """Living slots that may hold `cid`: nearly always the one that does, or none."""
-        sought = hash(cid) & _HASH_MASK
+        sought = _hash_of(cid)
         at = bisect_left(self._names, sought << SLOT_BITS)
         while at < len(self._names) and self._names[at] >> SLOT_BITS == sought:
             yield self._names[at] & _SLOT_MASK
@@ -61,14 +70,39 @@ class SlotTable:
 
     def changed(self, seqs: Mapping[int, int], names: Mapping[int, str], count: int) -> "SlotTable":
         """The table of `count` slots after those in `seqs` changed, of which those in `names` are alive."""
-        new_seqs = self._seqs[:count]
-        new_seqs.extend([0] * (count - len(new_seqs)))
-        alive = bytearray(self._alive[:count].ljust(count, b"\0"))
+        new_seqs, hashes = _resized(self._seqs, count), _resized(self._hashes, count)
+        gone = {
+            self._hashes[slot] << SLOT_BITS | slot
+            for slot in (*seqs, *range(count, len(self)))
+            if self.is_alive(slot)
+        }
+        fresh: set[int] = set()
         for slot, seq in seqs.items():
             new_seqs[slot] = seq
-            alive[slot] = slot in names
-        kept: Iterable[int] = (
-            name for name in self._names if (slot := name & _SLOT_MASK) < count and slot not in seqs
-        )
-        fresh = (((hash(cid) & _HASH_MASK) << SLOT_BITS) | slot for slot, cid in names.items())
-        return SlotTable(new_seqs, bytes(alive), array("Q", sorted((*kept, *fresh))))
+            hashes[slot] = _hash_of(names[slot]) if slot in names else 0
+            if hashes[slot]:
+                fresh.add(hashes[slot] << SLOT_BITS | slot)
+        return SlotTable(new_seqs, hashes, self._renamed(gone - fresh, fresh - gone))
+
+    def _renamed(self, gone: set[int], fresh: set[int]) -> "array[int]":
+        if not gone and not fresh:
+            return self._names
+        if (len(gone) + len(fresh)) * _FEW > len(self._names):
+            return array("Q", sorted({*self._names} - gone | fresh))
+        names = self._names[:]
+        for name in gone:
+            del names[bisect_left(names, name)]
+        for name in fresh:
+            insort(names, name)
+        return names
+
+
+def _hash_of(cid: str) -> int:
+    """Never 0."""
+    return hash(cid) & _HASH_MASK or 1
+
+
+def _resized(values: "array[int]", count: int) -> "array[int]":
+    resized = values[:count]
+    resized.frombytes(bytes((count - len(resized)) * resized.itemsize))
+    return resized
