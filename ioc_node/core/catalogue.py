@@ -11,7 +11,7 @@ Nothing here reads a clock: `unix` is seconds since 1970. Refusals are raised as
 import enum
 import hashlib
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -90,6 +90,8 @@ class Catalogue:
         self._replicas: dict[bytes, Replica] = {}
         self._entries = 0
         self._digests: dict[Interest, bytes] = {}
+        self._in_order: list[Replica] | None = None
+        """All replicas in order of provider; None where some came or went since."""
 
     # -- reading
 
@@ -98,7 +100,12 @@ class Catalogue:
 
     def providers(self) -> list[bytes]:
         """Every provider of which something is known, in order of key."""
-        return sorted(self._replicas)
+        return [replica.provider for replica in self._ordered()]
+
+    def _ordered(self) -> list[Replica]:
+        if self._in_order is None:
+            self._in_order = [self._replicas[provider] for provider in sorted(self._replicas)]
+        return self._in_order
 
     @property
     def records(self) -> int:
@@ -112,22 +119,22 @@ class Catalogue:
 
     def vector(self, interest: Interest = EVERYTHING) -> tuple[HeadRow, ...]:
         """The heads that are held, of providers that may have names within `interest`, in order of provider."""
-        rows = [row for replica in self._within(interest) if (row := replica.row()) is not None]
-        rows.sort(key=lambda row: row.provider)
-        return tuple(rows)
+        rows = (replica.row() for replica in self._within(interest))
+        return tuple(row for row in rows if row is not None)
 
     def digest(self, interest: Interest = EVERYTHING) -> bytes:
         """SHA-256 over provider, seq and head hash of the vector: equal where the same heads are held, 32 bytes."""
         found = self._digests.get(interest)
         if found is None:
-            marks = sorted(replica.mark() for replica in self._within(interest))
+            marks = [replica.mark() for replica in self._within(interest)]
             if len(self._digests) >= DIGESTS_MAX:
                 self._digests.clear()
             found = self._digests[interest] = hashlib.sha256(b"".join(marks)).digest()
         return found
 
-    def _within(self, interest: Interest) -> Iterable[Replica]:
-        replicas = self._replicas.values()
+    def _within(self, interest: Interest) -> list[Replica]:
+        """In order of provider."""
+        replicas = self._ordered()
         if interest.is_everything:
             return replicas
         return [replica for replica in replicas if interest.overlaps(replica.prefix)]
@@ -230,6 +237,7 @@ class Catalogue:
         if len(self._replicas) >= self.bounds.providers_max:
             raise OverQuota(f"{self.bounds.providers_max} providers are known here")
         self._replicas[provider] = replica
+        self._in_order = None
         return replica
 
     def _is_known(self, replica: Replica, signed: Signed, name: bytes) -> bool:
@@ -406,6 +414,7 @@ class Catalogue:
     def drop(self, provider: bytes) -> None:
         """Forget all about a provider."""
         replica = self._replicas.pop(provider, None)
+        self._in_order = None
         self._digests.clear()
         if replica is not None:
             self._forget_entries(replica)

@@ -26,6 +26,8 @@ class Lagging:
 
     def __init__(self) -> None:
         self._lags: dict[bytes, _Lag] = {}
+        self._asked: set[bytes] = set()
+        """Those of whom somebody is being asked."""
 
     def __contains__(self, provider: bytes) -> bool:
         return provider in self._lags
@@ -42,14 +44,13 @@ class Lagging:
     def begin(self, held_seq: Callable[[bytes], int | None]) -> Iterator[tuple[bytes, bytes, int]]:
         """Start what may be fetched now: peer, provider, and the seq after which; 0 for everything. `held_seq` says
         what is held of a provider, None if it is not known any more."""
-        running = sum(lag.asking is not None for lag in self._lags.values())
         for provider, lag in self._lags.items():
-            if running >= FETCHES_MAX:
+            if len(self._asked) >= FETCHES_MAX:
                 return
             if lag.asking is not None or not lag.sources or (seq := held_seq(provider)) is None:
                 continue
             lag.asking = next(iter(lag.sources))
-            running += 1
+            self._asked.add(provider)
             yield lag.asking, provider, 0 if lag.whole else seq
 
     def end(self, peer: bytes, provider: bytes, *, drop_source: bool, done: bool) -> None:
@@ -58,11 +59,11 @@ class Lagging:
         if lag is None:
             return
         if lag.asking == peer:
-            lag.asking = None
+            self._stop_asking(provider, lag)
         if drop_source:
             lag.sources.pop(peer, None)
         if lag.asking is None and (not lag.sources or done):
-            del self._lags[provider]
+            self.forget(provider)
 
     def take_in(self, provider: bytes) -> None:
         """Entries came and fitted: what comes next builds on them."""
@@ -74,11 +75,17 @@ class Lagging:
         lag = self._lags.get(provider)
         if lag is None:
             return False
-        lag.whole, lag.asking = True, None
+        lag.whole = True
+        self._stop_asking(provider, lag)
         return True
+
+    def _stop_asking(self, provider: bytes, lag: _Lag) -> None:
+        lag.asking = None
+        self._asked.discard(provider)
 
     def forget(self, provider: bytes) -> None:
         self._lags.pop(provider, None)
+        self._asked.discard(provider)
 
     def from_peer(self, peer: bytes) -> list[bytes]:
         """The providers for which this peer is asked, or would be."""

@@ -74,6 +74,8 @@ class Replica:
         """By part."""
         self.fork: tuple[Seen, Seen] | None = None
         self.prefixes: set[str] = set()
+        self._marked: tuple[Seen | None, tuple[Seen, Seen] | None, bytes] = (None, None, b"")
+        """The mark, and the head or fork that it is of."""
         self.base = Base(0, SlotTable(), MerkleTree())
 
     @property
@@ -148,6 +150,12 @@ class Replica:
 
     def mark(self) -> bytes:
         """Its part of a catalogue's digest, 72 bytes: provider, seq, head hash; empty while nothing of it is held."""
+        held, fork = self.held, self.fork
+        if self._marked[0] is not held or self._marked[1] is not fork:
+            self._marked = held, fork, self._made_mark()
+        return self._marked[2]
+
+    def _made_mark(self) -> bytes:
         if self.fork is not None:
             return self.provider + bytes(8) + FORKED
         if self.held is None:

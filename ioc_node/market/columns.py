@@ -74,10 +74,10 @@ def tie_of(cid: str) -> int:
 
 
 class Swapped(NamedTuple):
-    """The rows that are gone, and how many came for slots that had none."""
+    """The rows that are gone, and the parts of the provider's slots in which some came for slots that had none."""
 
     gone: list[int]
-    new: int
+    new_parts: list[int]
 
 
 class Table:
@@ -197,7 +197,8 @@ class Table:
             self._rows[provider] = mine
         else:
             self._rows.pop(provider, None)
-        return Swapped(old.tolist(), int(np.count_nonzero(before < 0)))
+        new_parts = set((new_slots[before < 0] // STATUS_ROWS_MAX).tolist())
+        return Swapped(old.tolist(), sorted(new_parts))
 
     def _keep_status(self, before: Rows, after: Rows) -> None:
         for name in _STATUS:
@@ -244,6 +245,8 @@ class Table:
 
     def _grow(self) -> None:
         begun, count = self.extents.take_begun(), len(self)
+        if not begun:
+            return
         if count > len(self.live):
             self.live = longer(self.live, count)
             self.free_accelerators = longer(self.free_accelerators, count)

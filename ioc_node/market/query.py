@@ -8,7 +8,7 @@ these only one goes on at a time; between them `patch_status` may be called.
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from itertools import groupby, islice
+from itertools import islice
 from typing import Final
 
 import structlog
@@ -35,7 +35,7 @@ log = structlog.get_logger()
 CANDIDATES_MIN: Final = 64
 """So many rows at least, the cheapest, are given to the policy."""
 STEP_RECORDS: Final = 64
-PIECE_SLOTS: Final = limits.STATUS_ROWS_MAX
+PIECE_SLOTS: Final = 1024
 REMOVALS_MAX: Final = 32
 UNSETTLED: Final = bytes(32)
 """The digest of an answer from a table that is behind its catalogue."""
@@ -70,11 +70,11 @@ class QueryEngine:
         if slots is None:
             replica = self._catalogue.replica(provider)
             slots = range(max(self._table.slots_of(provider), replica.slots if replica is not None else 0))
-        for part, mine in groupby(slots, lambda slot: slot // limits.STATUS_ROWS_MAX):
-            while piece := list(islice(mine, PIECE_SLOTS)):
-                yield self._patching(provider, part, piece)
+        left = iter(slots)
+        while piece := list(islice(left, PIECE_SLOTS)):
+            yield self._patching(provider, piece)
 
-    def _patching(self, provider: bytes, part: int, slots: Sequence[int]) -> Generator[None, None, None]:
+    def _patching(self, provider: bytes, slots: Sequence[int]) -> Generator[None, None, None]:
         staged: list[int] = []
         swapped = False
         try:
@@ -89,7 +89,7 @@ class QueryEngine:
             done = self._table.swap(provider, slots, staged)
             swapped = True
             self._offering.forget(done.gone)
-            if done.new:
+            for part in done.new_parts:
                 self.patch_status(provider, part)
         finally:
             if not swapped:
