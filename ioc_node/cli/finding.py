@@ -197,7 +197,7 @@ def probes_text(probes: api.Probes) -> str:
         return f"pinged {probes.pinged} providers"
     text = f"pinged {probes.pinged} of {probes.matching} providers that can serve it"
     if probes.known:
-        text += f"; {probes.known} were measured a moment ago"
+        text += f"; {probes.known} measured a moment ago"
     return text + (f"; {probes.far} are too far by estimate" if probes.far else "")
 
 
@@ -256,6 +256,7 @@ def _render_verdict(console: Console, verdict: api.Verdict) -> None:
             plain(f"OMISSION: core node {short(item.core) or item.core} leaves out {item.cid}"), style="red"
         )
     if not verdict.conclusive:
-        console.print(plain(f"inconclusive: {both} did not hold the same records while they were compared"))
+        why = "did not hold the same records while they were compared; one that replicates only a part never does"
+        console.print(plain(f"inconclusive: {both} {why}"))
     elif not verdict.omissions:
         console.print(plain(f"verified: {both} hold the same records and leave out nothing"))

@@ -114,9 +114,11 @@ def overview(home: Path, as_json: bool) -> None:
 
 def render_overview(console: Console, found: api.Overview) -> None:
     """One line per node prefix; peak rates by precision, which are never added together."""
-    shares = ("cores free", "accelerators", "acc. free")
-    counts = ("providers", "identifiers", "hosts", *shares, "newest head")
-    made = table("node", *counts, "peak TFLOPS", right=counts, fold=("peak TFLOPS",))
+    shares = ("cores\nfree", "accel-\nerators", "acc.\nfree")
+    counts = ("pro-\nviders", "identi-\nfiers", "hosts", *shares, "newest\nhead")
+    made = table(
+        "node", *counts, "peak\nTFLOPS", right=counts, fold=("pro-\nviders", "hosts", "peak\nTFLOPS")
+    )
     rows = (*found.rows, sum_up(found.rows)) if len(found.rows) > 1 else found.rows
     for row in rows:
         made.add_row(
@@ -127,7 +129,7 @@ def render_overview(console: Console, found: api.Overview) -> None:
             _share(row.cores_free_milli, row.cores_told_milli),
             f"{row.accelerators:,}",
             _share(row.accelerators_free_milli, row.accelerators_told_milli),
-            f"{span_text(max(0.0, found.made - row.head_issued))} ago",
+            span_text(max(0.0, found.made - row.head_issued)),
             "\n".join(f"{name} {gops / 1000:,.0f}" for name, gops in row.peak_gops) or "-",
             end_section=len(found.rows) > 1 and row is found.rows[-1],
         )

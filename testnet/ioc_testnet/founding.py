@@ -81,7 +81,7 @@ def _config(plan: NodePlan, topology: Topology, port: int, bootstrap: str) -> No
         resources=plan.resources,
         bulk=plan.bulk or topology.bulk,
         tasks=topology.tasks,
-        gossip=topology.gossip,
+        gossip=plan.gossip or topology.gossip,
     )
 
 

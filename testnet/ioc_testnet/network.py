@@ -22,6 +22,7 @@ import msgspec
 import trio
 
 from ioc_node.client import RemoteNode, open_remote
+from ioc_node.config import NodeConfig
 from ioc_node.errors import NodeError, PeerUnreachable, UsageError
 from ioc_testnet.founding import SavedNode, SavedTestnet, found_testnet, saved_node
 from ioc_testnet.processes import NodeProcess, end_processes, last_words, spawn_node, start_mark, wait_ready
@@ -140,27 +141,38 @@ class Testnet:
             raise failures[0]
 
     async def wait_joined(self, *, joined: Callable[[TestnetNode], None] = lambda node: None) -> None:
-        """Until every node with a bootstrap peer has joined, every core node's catalogue holds all identifiers, and a
-        consumer (or else the last node) can resolve each of them.
+        """Until every node with a bootstrap peer has joined, every core node's catalogue holds all identifiers that
+        it is interested in, and a consumer (or else the last node) can resolve each of them.
 
         Raises `PeerUnreachable` naming the first that has not within a minute, `NodeError` for one that ended.
         """
-        expected = sum(len(node.saved.identifiers) for node in self)
+        waiting, node = "nobody has joined", next(iter(self))
         with trio.move_on_after(JOIN_SECONDS_MAX) as patience:
             for node in sorted(self, key=lambda node: node.role in CORE_ROLES):
-                await self._wait_joined_one(node, expected)
+                waiting = f"{node.name} has not joined"
+                await self._wait_joined_one(node)
                 joined(node)
+            waiting = "an identifier cannot be resolved"
             await self._wait_resolvable()
         if patience.cancelled_caught:
             raise PeerUnreachable(
-                f"the nodes have not joined within {JOIN_SECONDS_MAX:.0f} s: see {self.folder}"
+                f"{waiting} within {JOIN_SECONDS_MAX:.0f} s; {node.name} says: {node.words()}"
             )
 
-    async def _wait_joined_one(self, node: TestnetNode, expected: int) -> None:
+    def _expected(self, node: TestnetNode) -> int:
+        """How many identifiers a core node must hold."""
+        if node.role not in CORE_ROLES:
+            return 0
+        interest = NodeConfig.load(node.home).interest()
+        names = (name for each in self for name in each.saved.identifiers)
+        return sum(interest.covers_area(name) for name in names)
+
+    async def _wait_joined_one(self, node: TestnetNode) -> None:
+        expected = self._expected(node)
         async with node.client() as client:
             while True:
                 status = await client.status()
-                complete = node.role not in CORE_ROLES or status.catalogue_records >= expected
+                complete = status.catalogue_records >= expected
                 if (status.joined or not node.saved.bootstrap) and complete:
                     return
                 await trio.sleep(POLL_SECONDS)

@@ -41,7 +41,8 @@ class NodePlan(_Table, frozen=True, kw_only=True):
     count: Annotated[int, msgspec.Meta(ge=1, le=NODES_MAX)] = 1
     resources: tuple[ResourceConfig, ...] = ()
     bulk: BulkConfig | None = None
-    """Instead of the network's."""
+    gossip: GossipConfig | None = None
+    """Both instead of the network's."""
 
 
 class Topology(_Table, frozen=True, kw_only=True):

@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from ioc_node.errors import ConfigError, UsageError
-from ioc_testnet.network import Testnet
+from ioc_testnet.network import Testnet, open_testnet
 from ioc_testnet.ports import free_ports
 from ioc_testnet.processes import NodeProcess, start_mark
 from ioc_testnet.topology import load_topology
@@ -30,6 +31,31 @@ def test_counts_are_spelled_out() -> None:
     names = {node.name: node.prefix for node in load_topology("small").nodes}
     assert names["provider-1"] == "cn.r3301.20001"
     assert names["provider-2"] == "cn.r3301.20002"
+
+
+async def test_a_core_node_that_replicates_a_part_is_waited_for_only_so_far(tmp_path: Path) -> None:
+    path = tmp_path / "partly.toml"
+    node = "[[nodes]]\nname = '{}'\nrole = '{}'\nprefix = '{}'\n"
+    host = "[[nodes.resources]]\npath = 'gen/{}/az1/h1'\ncores = 1\nmemory_mib = 64\nstorage_mib = 64\n"
+    path.write_text(
+        "name = 'partly'\n"
+        + node.format("national", "national", "cn")
+        + node.format("region", "regional", "cn.r3301")
+        + "under = 'national'\ngossip = { interest = ['cn.r3301'] }\n"
+        + node.format("here", "provider", "cn.r3301.20001")
+        + f"under = 'region'\n{host.format(3301)}"
+        + node.format("elsewhere", "provider", "cn.r1101.20002")
+        + f"under = 'national'\n{host.format(1101)}"
+    )
+    with tempfile.TemporaryDirectory() as temp:
+        async with (
+            open_testnet(path, folder=Path(temp) / "net") as net,
+            net["region"].client() as region,
+            net["national"].client() as national,
+        ):
+            await net.wait_joined()
+            assert (await region.status()).catalogue_records == 1
+            assert (await national.status()).catalogue_records == 2
 
 
 @pytest.mark.parametrize(
