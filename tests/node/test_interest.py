@@ -9,6 +9,7 @@ import ioc_node
 from ioc_node.config import GossipConfig, NodeConfig
 from ioc_node.errors import UsageError
 from ioc_wire.cid import self_certified_prefix
+from ioc_wire.latency import FindNear, NearFound, Vantage
 from ioc_wire.market import FindOffers, OffersFound, RecordResolved, ResolveRecord
 from tests.node.conftest import MakeHome
 from tests.node.test_healing import offered
@@ -58,6 +59,9 @@ async def test_what_a_core_node_lacks_it_asks_the_national_node_for(make_home: M
             there = await link.request(FindOffers(demand, "cost"), OffersFound)
             assert len(there.offers) == 1
             assert there.digest == whole.core.digest
+            assert (await link.request(FindNear(demand, Vantage(), forwarded=True), NearFound)).matching == 0
+            near = await link.request(FindNear(demand, Vantage()), NearFound)
+            assert [each.contact.key for each in near.providers] == [provider.identity.public_key]
             (row,) = (await whole.overview()).rows
             assert (row.node, row.providers, row.identifiers, row.hosts) == ("p2p.n0", 1, 1, 1)
             assert (row.connected, row.cores_milli, row.cores_told_milli) == (1, 2000, 2000)

@@ -33,7 +33,7 @@ from ioc_wire.signed import sign
 from tests.node.conftest import MakeHome
 from tests.node.three_nodes import HELLO, changed
 
-FAR_SECONDS = 0.25
+FAR_SECONDS = 0.15
 FAR_MS = FAR_SECONDS * 1000
 
 
@@ -211,6 +211,23 @@ async def test_a_round_trip_may_count_from_where_the_data_is(
             await town.consumer.find(nobody)
 
 
+async def test_what_is_not_pinged_states_its_estimate_in_its_route(
+    make_home: MakeHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "ROUND_SECONDS_FIRST", 0.1)
+    monkeypatch.setattr(routes, "MEASURED_MAX", 1)
+    async with open_town(make_home) as town:
+        await wait_measured(town)
+        with trio.fail_after(20):
+            found = await town.consumer.find(ioc_node.Demand(cores=1))
+        assert found.probes.pinged == 1
+        known = sorted(route.partition(";")[0] for route in found.routes)
+        assert known[0].endswith(" ms, measured")
+        assert known[1].startswith("RTT estimated ")
+        assert known[1].endswith(" ms (triangulated over 2 core nodes)")
+        assert sum(offer.estimate is None for offer in found.found.offers) == 1
+
+
 async def test_a_task_goes_to_whom_is_near(make_home: MakeHome) -> None:
     async with open_town(make_home) as town:
         spec = ioc_node.TaskSpec.load(HELLO)
@@ -227,6 +244,7 @@ async def test_core_nodes_hear_from_each_other_where_providers_say_they_stand(
     monkeypatch.setattr(latency, "ROUND_SECONDS_FIRST", 0.1)
     monkeypatch.setattr(latency, "ROUND_SECONDS_MAX", 0.4)
     monkeypatch.setattr(bearings, "TELL_SECONDS_FIRST", 0.1)
+    monkeypatch.setattr(bearings, "AGAIN_SECONDS", 0.1)
     async with open_town(make_home) as town:
         with trio.fail_after(20):
             for node in town.cores:
