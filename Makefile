@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SYSTEM_PACKAGES := bubblewrap clang lld wasi-libc libclang-rt-14-dev-wasm32 nodejs munge slurm-client slurmctld slurmd iproute2 nftables
-BENCHES := dht bulk dispatch idle catalogue
+BENCHES := dht bulk control dispatch idle catalogue
 ARGS ?=
 PYTHON ?=
 
