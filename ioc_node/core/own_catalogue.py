@@ -124,14 +124,16 @@ class OwnCatalogue:
         """When the head should be signed anew although nothing changed (seconds since 1970)."""
         return self._head.issued + self._head_seconds / 2 if self._head is not None else 0.0
 
-    def commit(self, *, unix: float, anew: bool = False) -> Commit | None:
-        """Sign a new head if anything changed, the last one is half over, or it is to be told `anew`; else None.
+    def commit(self, *, unix: float, anew: bool = False, after: int = 0) -> Commit | None:
+        """Sign a new head if anything changed, the last one is half over, it is to be told `anew`, or its number is not
+        above `after`; else None.
 
         It must be stored before it is shown to anybody.
         """
-        if self._head is not None and not (self._dirty or anew) and unix < self.renews_at():
+        stands = self._head is not None and not (self._dirty or anew) and unix < self.renews_at()
+        if stands and self.seq > after:
             return None
-        seq = max(self.seq + 1, int(unix))
+        seq = max(self.seq + 1, int(unix), after + 1)
         slots = tuple(sorted(self._dirty))
         for slot in slots:
             self._seqs[slot] = seq

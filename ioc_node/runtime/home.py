@@ -27,6 +27,7 @@ from ioc_node.runtime.gossip import is_core, name_of
 from ioc_node.runtime.link_handlers import Handlers, SendItem
 from ioc_node.runtime.link_heart import Pace
 from ioc_node.runtime.links import Link, LinkEndpoint
+from ioc_wire import limits
 from ioc_wire.errors import Busy, Closing, NotFound, WireError
 from ioc_wire.gossip import (
     ExchangePeers,
@@ -341,12 +342,12 @@ class Home:
             self._stir = trio.Event()
             await trio.sleep(STATUS_SECONDS_MIN)
 
-    async def _commit(self, shelf: OwnShelf | None) -> bool:
+    async def _commit(self, shelf: OwnShelf | None, *, after: int = 0) -> bool:
         # Where a node is reached is told with its head: through another home, with another head.
         contact = self._contact()
         moved = contact is not None and contact.via is not None and contact != self._contact_told
         self._contact_told = contact
-        commit = self.own.commit(unix=self._clock(), anew=moved)
+        commit = self.own.commit(unix=self._clock(), anew=moved, after=after)
         if commit is not None and shelf is not None:
             try:
                 await shelf.save_own(self.own, commit)
@@ -365,6 +366,11 @@ class Home:
             try:
                 with trio.move_on_after(ANSWER_SECONDS):
                     answer = await link.request(PublishHead(news), Published)
+                    if self.own.seq < answer.seq <= self._clock() + limits.CLOCK_SKEW_SECONDS:
+                        # This node lost its state, or another one runs with its key: the last word is this one's.
+                        log.warning("head_overtaken", home=link.peer.name, seq=answer.seq, own=self.own.seq)
+                        await self._commit(shelf, after=answer.seq)
+                        continue
                     self.published_seq = max(self.published_seq, answer.seq)
                     self._published.set()
                     self._published = trio.Event()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -54,6 +55,27 @@ async def test_a_provider_whose_home_closes_lives_at_its_standby() -> None:
         replica = left.gossip.catalogue.replica(one.own.key)
         assert replica is not None
         assert replica.held_seq == seq
+
+
+async def test_a_provider_that_lost_its_state_has_the_last_word() -> None:
+    """What it published before it was restored has the higher number, by a clock that was ahead."""
+    async with AsyncExitStack() as stack:
+        alice = await stack.enter_async_context(open_core("alice"))
+        before, after = (f"ioc:cn.r3301.20001/gen/3301/az1/{host}" for host in ("before", "after"))
+        async with open_provider("one", "cn.r3301.20001") as lost:
+            lost.links.keep((alice.contact.host, alice.contact.port))
+            lost.put(before)
+            lost.own.commit(unix=time.time() + 100)
+            await until(lambda: alice.gossip.catalogue.find(before) is not None)
+        one = await stack.enter_async_context(open_provider("one", "cn.r3301.20001"))
+        one.put(after)
+        one.links.keep((alice.contact.host, alice.contact.port))
+        await until(lambda: alice.gossip.catalogue.find(after) is not None)
+        assert alice.gossip.catalogue.find(before) is None
+        replica = alice.gossip.catalogue.replica(one.own.key)
+        assert replica is not None
+        assert replica.held_seq == one.own.seq > lost.own.seq
+        assert replica.fork is None
 
 
 @pytest.fixture
