@@ -75,6 +75,9 @@ class Answers:
             api.AddFile: self._add,
             api.GetBlob: self._get,
             api.GetTransfers: self._transfers,
+            api.ListBlobs: self._list_blobs,
+            api.PinBlob: self._pin,
+            api.CollectGarbage: self._collect,
             api.RevokeKey: self._revoke,
             api.PublishBulletin: self._publish_bulletin,
             api.ListBulletins: self._bulletins,
@@ -145,6 +148,16 @@ class Answers:
                         await send(api.BlobPiece(bytes(piece[at : at + api.PIECE_BYTES_MAX])))
         except NodeError as error:
             await send(_refused(error))
+
+    async def _list_blobs(self, message: api.ListBlobs) -> Message:
+        return self.node.list_blobs()
+
+    async def _pin(self, message: api.PinBlob) -> Message:
+        self.node.pin(message.blob, pinned=message.pinned)
+        return api.Ok()
+
+    async def _collect(self, message: api.CollectGarbage) -> Message:
+        return await self.node.collect_garbage(message.unused_seconds, dry_run=message.dry_run)
 
     async def _transfers(self, message: api.GetTransfers) -> Message:
         return api.Transfers(tuple(self.node.shared.transfers))

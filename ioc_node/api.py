@@ -538,6 +538,51 @@ class BlobPiece(Message, frozen=True, tag=181):
 
 PIECE_BYTES_MAX: Final = 512 << 10
 
+
+class ListBlobs(Message, frozen=True, tag=182):
+    """Answer: `Blobs`."""
+
+
+class BlobRow(Message, frozen=True):
+    """One blob that is here. `held`: why it stays (`pinned`, `dataset`, `task`, `task input`); empty for a copy that
+    goes when room is needed. `used`: when it was last, seconds since 1970."""
+
+    blob: bytes
+    size: int
+    held: tuple[str, ...]
+    shared: bool
+    used: float
+
+
+class Blobs(Message, frozen=True, tag=183):
+    """The blobs used last, and how much room all of them take of what there is."""
+
+    rows: tuple[BlobRow, ...]
+    total: int
+    bytes_total: int
+    bytes_max: int
+
+
+class PinBlob(Message, frozen=True, tag=184):
+    """Hold a blob until it is let go (`pinned`), or let it go. Answer: `Ok`."""
+
+    blob: bytes
+    pinned: bool
+
+
+class CollectGarbage(Message, frozen=True, tag=185):
+    """Remove copies that nothing holds and nobody used for so long; with `dry_run` only count them. Answer:
+    `Collected`."""
+
+    unused_seconds: float
+    dry_run: bool = False
+
+
+class Collected(Message, frozen=True, tag=186):
+    blobs: int
+    bytes: int
+
+
 CONTROL_CODEC: Final = UnionCodec(
     Ok
     | PublishBulletin
@@ -573,6 +618,11 @@ CONTROL_CODEC: Final = UnionCodec(
     | GetBlob
     | Got
     | ReadBlob
+    | ListBlobs
+    | Blobs
+    | PinBlob
+    | CollectGarbage
+    | Collected
     | BlobPiece
     | GetTransfers
     | Transfers

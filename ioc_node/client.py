@@ -146,6 +146,18 @@ class RemoteNode:
         async with self._link.open_stream(api.ReadBlob(blob, start, stop)) as items:
             yield _pieces(items)
 
+    async def blobs(self) -> api.Blobs:
+        """What is here, why it stays, and the room it takes."""
+        return await self._ask(api.ListBlobs(), api.Blobs)
+
+    async def pin(self, blob: bytes, *, pinned: bool = True) -> None:
+        """Hold a blob that is here, or let it go. Raises `NotFound`, `UsageError`."""
+        await self._ask(api.PinBlob(blob, pinned), api.Ok)
+
+    async def collect_garbage(self, unused_seconds: float, *, dry_run: bool = False) -> api.Collected:
+        """Remove copies that nothing holds, or count them."""
+        return await self._ask(api.CollectGarbage(unused_seconds, dry_run), api.Collected)
+
     async def transfers(self) -> tuple[api.TransferRow, ...]:
         return (await self._ask(api.GetTransfers(), api.Transfers)).rows
 

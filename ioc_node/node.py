@@ -242,6 +242,20 @@ class Node:
         async with self.shared.open_blob(blob, self.links, start=start, stop=stop) as pieces:
             yield pieces
 
+    def list_blobs(self) -> api.Blobs:
+        """The blobs that are here, why they stay, and the room they take."""
+        quota = self.bulk.store.quota
+        return api.Blobs(self.shared.rows(), len(quota), quota.bytes_total, quota.bytes_max or 0)
+
+    def pin(self, blob: bytes, *, pinned: bool = True) -> None:
+        """Hold a blob that is here until it is let go with `pinned=False`. Raises `NotFound`, `UsageError`."""
+        self.shared.pin(blob, pinned=pinned)
+
+    async def collect_garbage(self, unused_seconds: float = 60.0, *, dry_run: bool = False) -> api.Collected:
+        """Remove copies that nothing holds and that were not used for so long."""
+        collected = await self.shared.keeper.collect(unused_seconds=unused_seconds, dry_run=dry_run)
+        return api.Collected(collected.blobs, collected.bytes)
+
     # -- tasks
 
     async def submit(self, task: TaskSpec | Definition) -> TaskHandle:
@@ -457,6 +471,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         tasks.start_soon(revocations.run, links)
         tasks.start_soon(entrance.run)
         tasks.start_soon(shared.keep_announced, entrance.wait_joined)
+        tasks.start_soon(shared.keep_withdrawn, entrance.wait_joined)
         await tasks.start(consumer.run)
         await tasks.start(workflows.run)
         if provider is not None:

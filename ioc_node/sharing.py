@@ -8,13 +8,14 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import structlog
 import trio
 
-from ioc_node.api import Added, Got, TransferRow
+from ioc_node.api import ROWS_MAX, Added, BlobRow, Got, TransferRow
 from ioc_node.bulk.targets import check_range
 from ioc_node.bulk.transfers import BulkEndpoint, TransferReport
 from ioc_node.errors import NodeError, PeerUnreachable, RequestRefused, UsageError
@@ -24,7 +25,7 @@ from ioc_node.runtime.links import Link, LinkEndpoint
 from ioc_node.runtime.store import Store
 from ioc_node.runtime.whereabouts import Whereabouts
 from ioc_node.sources import Sources
-from ioc_node.tasks.keeper import BY_HAND, Keeper
+from ioc_node.tasks.keeper import BY_HAND, Keeper, reason_text
 from ioc_wire.bulk import (
     Endpoint,
     Grant,
@@ -41,6 +42,8 @@ from ioc_wire.identity import format_node_id, node_id_of
 TRANSFERS_KEPT_MAX: Final = 256
 ANNOUNCE_SECONDS: Final = 24 * 3600
 ANNOUNCE_AGAIN_SECONDS: Final = 6 * 3600
+WITHDRAWN_SECONDS: Final = 1
+"""A withdrawal is an announcement that ends at once."""
 SHARED_MAX: Final = 100_000
 
 _SCHEMA: Final = (
@@ -59,10 +62,14 @@ class SharedBlobs:
         self._store = store
         self._bulk = bulk
         self._dht = dht
-        self._keeper = keeper
+        self.keeper = keeper
         self.sources = Sources(dht, bulk.public_key)
         self._where = where
         self.transfers: deque[TransferRow] = deque(maxlen=TRANSFERS_KEPT_MAX)
+        self._gone: deque[bytes] = deque(maxlen=SHARED_MAX)
+        self._news = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+        bulk.store.on_gone = lambda blob: token.run_sync_soon(self._forget, blob)
 
     def register(self, handlers: Handlers) -> None:
         """Answer peers that ask for a ticket; before links are opened."""
@@ -110,7 +117,7 @@ class SharedBlobs:
             self._store.execute(
                 "INSERT OR REPLACE INTO shared_blobs VALUES (?, ?)", (info.blob, int(time.time()))
             )
-            self._keeper.hold((info.blob,), BY_HAND)
+            self.keeper.hold((info.blob,), BY_HAND)
         told = await self._announce(info.blob) if announce else 0
         elapsed_ms = (trio.current_time() - started) * 1000
         return Added(info.blob, info.size, told, elapsed_ms)
@@ -125,6 +132,48 @@ class SharedBlobs:
             _log.warning("announce_failed", blob=format_blob_id(blob), reason=str(error))
             return 0
         return len(report.stored)
+
+    def _forget(self, blob: bytes) -> None:
+        """A blob is no longer given out here: said at once where it was announced."""
+        if self._store.fetch("SELECT 1 FROM shared_blobs WHERE blob = ?", (blob,)):
+            self._store.execute("DELETE FROM shared_blobs WHERE blob = ?", (blob,))
+            self._gone.append(blob)
+            self._news.set()
+
+    async def keep_withdrawn(self, wait_joined: Callable[[], Awaitable[None]]) -> None:
+        """Tell the DHT of blobs that are no longer given out here, until cancelled."""
+        await wait_joined()
+        while True:
+            while self._gone:
+                blob = self._gone.popleft()
+                try:
+                    await self._dht.announce(blob, self._host, self._port, WITHDRAWN_SECONDS)
+                except (WireError, NodeError) as error:
+                    _log.warning("withdrawal_failed", blob=format_blob_id(blob), reason=str(error))
+            await self._news.wait()
+            self._news = trio.Event()
+
+    def rows(self) -> tuple[BlobRow, ...]:
+        """All blobs that are here, the one used last first, and why."""
+        quota, now_ms = self._bulk.store.quota, int(time.time() * 1000)
+        shared = {blob for (blob,) in self._store.fetch("SELECT blob FROM shared_blobs")}
+        rows = []
+        for blob in islice(reversed(list(quota.by_use())), ROWS_MAX):
+            reasons = tuple(dict.fromkeys(map(reason_text, self.keeper.reasons(blob, now_ms))))
+            rows.append(BlobRow(blob, quota.size(blob) or 0, reasons, blob in shared, quota.used_at(blob)))
+        return tuple(rows)
+
+    def pin(self, blob: bytes, *, pinned: bool) -> None:
+        """Hold a blob until it is let go, or let it go: then it is no longer shared either, and may be removed when
+        room is needed. Raises `NotFound` for one that is not here, `UsageError` for one that is not pinned.
+        """
+        self._bulk.store.size(blob)
+        if pinned:
+            self.keeper.hold((blob,), BY_HAND)
+            return
+        if not self.keeper.let_go(blob, BY_HAND):
+            raise UsageError(f"blob {format_blob_id(blob)} is not pinned")
+        self._forget(blob)
 
     async def keep_announced(self, wait_joined: Callable[[], Awaitable[None]]) -> None:
         """Announce everything that is shared once the node has joined, and again and again, until cancelled."""

@@ -377,6 +377,22 @@ class BlobStore:
             return None
         return await self.begin(info)
 
+    async def list_abandoned(self, before: float) -> list[tuple[BlobId, int]]:
+        """Blobs of which something arrived, but nothing since `before` (seconds since 1970), and that nobody is
+        fetching now; with the room that is reserved for each."""
+        found = []
+        for blob in self.list_partials():
+            if blob in self._locks and self._locks[blob].locked():
+                continue
+            marks = self._partial / (format_blob_id(blob) + ".marks")
+            try:
+                changed = (await trio.Path(marks).stat()).st_mtime
+            except OSError:
+                changed = 0.0
+            if changed <= before:
+                found.append((blob, self.quota.reserved(format_blob_id(blob)) or 0))
+        return found
+
     async def discard_partial(self, blob: bytes) -> None:
         """Forget what has arrived of a blob."""
         stem = self._partial / format_blob_id(blob)

@@ -95,7 +95,7 @@ def get(home: Path, blob: str, output: Path, span: str | None, as_json: bool) ->
         return
 
     async def fetch(node: RemoteNode) -> api.Got:
-        return await node.get(parse_blob_id(await _whole(node, blob)), output)
+        return await node.get(parse_blob_id(await whole_name(node, blob)), output)
 
     got = ask(home, fetch)
     facts = {
@@ -138,7 +138,7 @@ def _parse_range(span: str | None) -> tuple[int, int | None]:
 async def _pour(node: RemoteNode, word: str, start: int, stop: int | None, into: BinaryIO) -> int:
     """Write bytes as they come; a slow reader of `into` slows the holders down."""
     written = 0
-    blob = parse_blob_id(await _whole(node, word))
+    blob = parse_blob_id(await whole_name(node, word))
     async with node.open_blob(blob, start=start, stop=stop) as pieces:
         async for piece in pieces:
             await trio.to_thread.run_sync(into.write, piece)
@@ -162,11 +162,12 @@ async def _pour_into(node: RemoteNode, word: str, start: int, stop: int | None, 
     return written
 
 
-async def _whole(node: RemoteNode, word: str) -> str:
+async def whole_name(node: RemoteNode, word: str) -> str:
     """A blob ID that may be cut short where the node knows the blob: from transfers and outputs."""
     if len(word) == BLOB_CHARS:
         return word
-    known = [format_blob_id(row.blob) for row in await node.transfers()]
+    known = [format_blob_id(row.blob) for row in (await node.blobs()).rows]
+    known += [format_blob_id(row.blob) for row in await node.transfers()]
     return unabbreviate(word, known, "blob")
 
 
