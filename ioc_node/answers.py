@@ -78,6 +78,12 @@ class Answers:
             api.ListBlobs: self._list_blobs,
             api.PinBlob: self._pin,
             api.CollectGarbage: self._collect,
+            api.AddDataset: self._add_dataset,
+            api.ListDatasets: self._list_datasets,
+            api.ShowDataset: self._show_dataset,
+            api.GetDataset: self._get_dataset,
+            api.CompareDataset: self._compare_dataset,
+            api.RemoveDataset: self._remove_dataset,
             api.RevokeKey: self._revoke,
             api.PublishBulletin: self._publish_bulletin,
             api.ListBulletins: self._bulletins,
@@ -161,6 +167,35 @@ class Answers:
 
     async def _transfers(self, message: api.GetTransfers) -> Message:
         return api.Transfers(tuple(self.node.shared.transfers))
+
+    # -- datasets
+
+    async def _add_dataset(self, message: api.AddDataset) -> Message:
+        return await self.node.datasets.add(message.name, Path(message.path), announce=message.announce)
+
+    async def _list_datasets(self, message: api.ListDatasets) -> Message:
+        return api.DatasetList(self.node.datasets.rows())
+
+    async def _show_dataset(self, message: api.ShowDataset) -> Message:
+        return await self.node.datasets.show(message.dataset, message.path, version=message.version)
+
+    async def _get_dataset(self, message: api.GetDataset) -> Message:
+        return await self.node.datasets.get(
+            message.dataset,
+            Path(message.into),
+            path=message.path,
+            version=message.version,
+            replace=message.replace,
+            share=message.share,
+        )
+
+    async def _compare_dataset(self, message: api.CompareDataset) -> Message:
+        return await self.node.datasets.compare(
+            message.dataset, Path(message.folder), path=message.path, version=message.version
+        )
+
+    async def _remove_dataset(self, message: api.RemoveDataset) -> Message:
+        return api.DatasetRemoved(await self.node.datasets.remove(message.dataset, message.version))
 
     # -- tasks
 

@@ -8,10 +8,11 @@ from typing import Annotated, Final
 
 import msgspec
 
+from ioc_node import data_api
+from ioc_node.data_api import *  # noqa: F403  # one set of messages, in two files
 from ioc_node.errors import error_named
 from ioc_wire import limits
 from ioc_wire.authority import RevocationNews
-from ioc_wire.bulk import Ticket
 from ioc_wire.bulletins import BulletinNews, Level
 from ioc_wire.codec import Message
 from ioc_wire.errors import error_of
@@ -321,61 +322,6 @@ class Receipts(Message, frozen=True, tag=120):
     total: int
 
 
-class AddFile(Message, frozen=True, tag=121):
-    """Keep a copy of a local file as a blob and announce it. Answer: `Added`."""
-
-    path: str
-    announce: bool = True
-
-
-class Added(Message, frozen=True, tag=122):
-    blob: bytes
-    size: int
-    announced_to: int
-    elapsed_ms: float
-
-
-class GetBlob(Message, frozen=True, tag=123):
-    """Find the holders of a blob, fetch it, and write it to `path`. Answer: `Got`."""
-
-    blob: bytes
-    path: str
-    ticket: Ticket | None = None
-
-
-class Got(Message, frozen=True, tag=124):
-    """`transport` is `quic/qh3`, `quic/aioquic`, `shm` or `local`; `reason` says why it was chosen."""
-
-    blob: bytes
-    size: int
-    bytes_moved: int
-    seconds: float
-    transport: str
-    reason: str
-    holder: str
-
-
-class GetTransfers(Message, frozen=True, tag=125):
-    """Answer: `Transfers`: what moved lately, newest first."""
-
-
-class TransferRow(Message, frozen=True):
-    """One blob that this node fetched."""
-
-    blob: bytes
-    size: int
-    bytes_moved: int
-    seconds: float
-    transport: str
-    reason: str
-    holder: str
-    ended: float
-
-
-class Transfers(Message, frozen=True, tag=126):
-    rows: tuple[TransferRow, ...]
-
-
 class RegisterNow(Message, frozen=True, tag=127):
     """Register all own identifiers again at once. Answer: `Registered`."""
 
@@ -521,70 +467,9 @@ class Bulletins(Message, frozen=True, tag=172):
     news: tuple[BulletinNews, ...]
 
 
-class ReadBlob(Message, frozen=True, tag=180):
-    """Stream of `BlobPiece`: bytes `start` … `stop - 1` of a blob, in order, verified, while they arrive. Nothing is
-    kept on the node. A local fault ends it with `Refused`."""
-
-    blob: bytes
-    start: int = 0
-    stop: int | None = None
-
-
-class BlobPiece(Message, frozen=True, tag=181):
-    """Consecutive bytes, at most `PIECE_BYTES_MAX`."""
-
-    data: bytes
-
-
-PIECE_BYTES_MAX: Final = 512 << 10
-
-
-class ListBlobs(Message, frozen=True, tag=182):
-    """Answer: `Blobs`."""
-
-
-class BlobRow(Message, frozen=True):
-    """One blob that is here. `held`: why it stays (`pinned`, `dataset`, `task`, `task input`); empty for a copy that
-    goes when room is needed. `used`: when it was last, seconds since 1970."""
-
-    blob: bytes
-    size: int
-    held: tuple[str, ...]
-    shared: bool
-    used: float
-
-
-class Blobs(Message, frozen=True, tag=183):
-    """The blobs used last, and how much room all of them take of what there is."""
-
-    rows: tuple[BlobRow, ...]
-    total: int
-    bytes_total: int
-    bytes_max: int
-
-
-class PinBlob(Message, frozen=True, tag=184):
-    """Hold a blob until it is let go (`pinned`), or let it go. Answer: `Ok`."""
-
-    blob: bytes
-    pinned: bool
-
-
-class CollectGarbage(Message, frozen=True, tag=185):
-    """Remove copies that nothing holds and nobody used for so long; with `dry_run` only count them. Answer:
-    `Collected`."""
-
-    unused_seconds: float
-    dry_run: bool = False
-
-
-class Collected(Message, frozen=True, tag=186):
-    blobs: int
-    bytes: int
-
-
 CONTROL_CODEC: Final = UnionCodec(
-    Ok
+    data_api.DataMessage
+    | Ok
     | PublishBulletin
     | ListBulletins
     | Bulletins
@@ -613,19 +498,6 @@ CONTROL_CODEC: Final = UnionCodec(
     | Result
     | ListReceipts
     | Receipts
-    | AddFile
-    | Added
-    | GetBlob
-    | Got
-    | ReadBlob
-    | ListBlobs
-    | Blobs
-    | PinBlob
-    | CollectGarbage
-    | Collected
-    | BlobPiece
-    | GetTransfers
-    | Transfers
     | RegisterNow
     | Registered
     | StopNode

@@ -158,6 +158,45 @@ class RemoteNode:
         """Remove copies that nothing holds, or count them."""
         return await self._ask(api.CollectGarbage(unused_seconds, dry_run), api.Collected)
 
+    async def add_dataset(self, name: str, folder: Path, *, announce: bool = True) -> api.DatasetAdded:
+        """Keep a local folder as the next version of a dataset of the node's owner."""
+        return await self._ask(api.AddDataset(name, _absolute(folder), announce), api.DatasetAdded)
+
+    async def datasets(self) -> tuple[api.DatasetRow, ...]:
+        """The versions of datasets that are held here."""
+        return (await self._ask(api.ListDatasets(), api.DatasetList)).rows
+
+    async def show_dataset(
+        self, dataset: str, path: str = "", version: int | None = None
+    ) -> api.DatasetShown:
+        """A dataset and its files at or below `path`. Raises `NotFound`, `RequestRefused` and the like."""
+        return await self._ask(api.ShowDataset(dataset, path, version), api.DatasetShown)
+
+    async def get_dataset(
+        self,
+        dataset: str,
+        into: Path,
+        *,
+        path: str = "",
+        version: int | None = None,
+        replace: bool = False,
+        share: bool = False,
+    ) -> api.DatasetGot:
+        """Write the files at or below `path` into a folder. Raises `UsageError` where others are in the way."""
+        message = api.GetDataset(dataset, _absolute(into), path, version, replace, share)
+        return await self._ask(message, api.DatasetGot)
+
+    async def compare_dataset(
+        self, dataset: str, folder: Path, *, path: str = "", version: int | None = None
+    ) -> api.DatasetCompared:
+        """How a folder differs from a dataset."""
+        message = api.CompareDataset(dataset, _absolute(folder), path, version)
+        return await self._ask(message, api.DatasetCompared)
+
+    async def remove_dataset(self, dataset: str, version: int | None = None) -> int:
+        """Hold a dataset, or one version of it, no longer; how many versions were held."""
+        return (await self._ask(api.RemoveDataset(dataset, version), api.DatasetRemoved)).versions
+
     async def transfers(self) -> tuple[api.TransferRow, ...]:
         return (await self._ask(api.GetTransfers(), api.Transfers)).rows
 

@@ -33,6 +33,7 @@ from ioc_node.config import CATALOGUE_NAME, DATABASE_NAME, NodeConfig
 from ioc_node.core.events import RecordChanged
 from ioc_node.core_links import CoreLinks
 from ioc_node.core_side import CoreSide
+from ioc_node.datasets import Datasets
 from ioc_node.entering import Entrance
 from ioc_node.errors import ConfigError, RequestRefused, UsageError
 from ioc_node.finding import Finder
@@ -93,6 +94,7 @@ class Node:
         finder: Finder,
         resolver: Resolver,
         shared: SharedBlobs,
+        datasets: Datasets,
         consumer: Consumer,
         workflows: Workflows,
         ledger: Ledger,
@@ -114,6 +116,7 @@ class Node:
         self.finder = finder
         self.resolver = resolver
         self.shared = shared
+        self.datasets = datasets
         self.consumer = consumer
         self.workflows = workflows
         self.ledger = ledger
@@ -347,6 +350,9 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         exchange = BlobExchange(bulk, where.hosts, where.via)
         shared = SharedBlobs(store, bulk, dht, keeper, where)
         shared.register(handlers)
+        datasets = Datasets(store, bulk, shared, keeper, key=identity.key)
+        datasets.is_revoked = lambda key: key in trust.revoked
+        datasets.register(handlers)
         exchange.on_fetched = shared.note
         local = None
         core = None
@@ -403,6 +409,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
                 ended=trust.revocations.ended,
             )
         )
+        datasets.links = links
         memory = PeerMemory(store)
         cores = CoreLinks(links, memory)
         circuits.links = links
@@ -451,6 +458,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
             finder=finder,
             resolver=Resolver(dht, cores, local),
             shared=shared,
+            datasets=datasets,
             consumer=consumer,
             workflows=workflows,
             ledger=ledger,
@@ -472,6 +480,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         tasks.start_soon(entrance.run)
         tasks.start_soon(shared.keep_announced, entrance.wait_joined)
         tasks.start_soon(shared.keep_withdrawn, entrance.wait_joined)
+        tasks.start_soon(datasets.keep_announced, entrance.wait_joined)
         await tasks.start(consumer.run)
         await tasks.start(workflows.run)
         if provider is not None:

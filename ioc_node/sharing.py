@@ -25,7 +25,7 @@ from ioc_node.runtime.links import Link, LinkEndpoint
 from ioc_node.runtime.store import Store
 from ioc_node.runtime.whereabouts import Whereabouts
 from ioc_node.sources import Sources
-from ioc_node.tasks.keeper import BY_HAND, Keeper, reason_text
+from ioc_node.tasks.keeper import BY_HAND, DATASET, Keeper, reason_text
 from ioc_wire.bulk import (
     Endpoint,
     Grant,
@@ -86,8 +86,10 @@ class SharedBlobs:
         return self._bulk.issue_ticket(blob, reader, hosts=where.hosts, via=where.via(), offloads=offloads)
 
     def _is_shared(self, blob: bytes) -> bool:
+        if not self._bulk.store.has(blob):
+            return False
         rows = self._store.fetch("SELECT 1 FROM shared_blobs WHERE blob = ?", (blob,))
-        return bool(rows) and self._bulk.store.has(blob)
+        return bool(rows) or self.keeper.is_held_for(blob, DATASET)
 
     async def _on_many(self, link: Link, message: RequestTickets) -> TicketsIssued:
         size = self._bulk.store.size
@@ -118,16 +120,17 @@ class SharedBlobs:
                 "INSERT OR REPLACE INTO shared_blobs VALUES (?, ?)", (info.blob, int(time.time()))
             )
             self.keeper.hold((info.blob,), BY_HAND)
-        told = await self._announce(info.blob) if announce else 0
+        told = await self.announce(info.blob) if announce else 0
         elapsed_ms = (trio.current_time() - started) * 1000
         return Added(info.blob, info.size, told, elapsed_ms)
 
-    async def _announce(self, blob: bytes) -> int:
+    async def announce(self, blob: bytes, seconds: int = ANNOUNCE_SECONDS) -> int:
+        """Tell the DHT that this node gives a blob out, or what is found at another point; how many servers took it."""
         try:
             where = self._where.contact()
             if where is None:
                 raise PeerUnreachable("no core node is linked through which this one is reached")
-            report = await self._dht.announce(blob, where, ANNOUNCE_SECONDS)
+            report = await self._dht.announce(blob, where, seconds)
         except (WireError, NodeError) as error:
             _log.warning("announce_failed", blob=format_blob_id(blob), reason=str(error))
             return 0
@@ -137,19 +140,19 @@ class SharedBlobs:
         """A blob is no longer given out here: said at once where it was announced."""
         if self._store.fetch("SELECT 1 FROM shared_blobs WHERE blob = ?", (blob,)):
             self._store.execute("DELETE FROM shared_blobs WHERE blob = ?", (blob,))
-            self._gone.append(blob)
-            self._news.set()
+            self.withdraw(blob)
+
+    def withdraw(self, point: bytes) -> None:
+        """Have the DHT told that nothing is given out under this point any more."""
+        self._gone.append(point)
+        self._news.set()
 
     async def keep_withdrawn(self, wait_joined: Callable[[], Awaitable[None]]) -> None:
         """Tell the DHT of blobs that are no longer given out here, until cancelled."""
         await wait_joined()
         while True:
             while self._gone:
-                blob = self._gone.popleft()
-                try:
-                    await self._dht.announce(blob, self._host, self._port, WITHDRAWN_SECONDS)
-                except (WireError, NodeError) as error:
-                    _log.warning("withdrawal_failed", blob=format_blob_id(blob), reason=str(error))
+                await self.announce(self._gone.popleft(), WITHDRAWN_SECONDS)
             await self._news.wait()
             self._news = trio.Event()
 
@@ -180,7 +183,7 @@ class SharedBlobs:
         await wait_joined()
         while True:
             for (blob,) in self._store.fetch("SELECT blob FROM shared_blobs ORDER BY blob"):
-                await self._announce(blob)
+                await self.announce(blob)
             await trio.sleep(ANNOUNCE_AGAIN_SECONDS)
 
     async def get(self, blob: bytes, path: Path, links: LinkEndpoint) -> Got:

@@ -47,6 +47,11 @@ class Holder:
     contact: Contact
 
     @property
+    def key(self) -> bytes:
+        """Its node key."""
+        return self.contact.key
+
+    @property
     def name(self) -> str:
         """The beginning of its node ID."""
         return format_node_id(node_id_of(self.contact.key))[:11]

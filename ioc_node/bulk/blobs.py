@@ -161,15 +161,18 @@ class BlobStore:
         known = self._infos.get(BlobId(blob))
         if known is not None:
             return known
+        info = await trio.to_thread.run_sync(self._load_info_sync, blob, size)
+        self._remember(info)
+        return info
+
+    def _load_info_sync(self, blob: bytes, size: int) -> BlobInfo:
         try:
-            hashes = await trio.to_thread.run_sync(self._read_hashes_sync, blob, size)
+            hashes = self._read_hashes_sync(blob, size)
             chunks = tuple(hashes[start : start + 32] for start in range(0, len(hashes), 32))
-            info = check_blob_info(BlobInfo(blob, size, chunks))
+            return check_blob_info(BlobInfo(blob, size, chunks))
         except (OSError, BlobCorrupt) as error:
             self._set_aside(BlobId(blob))
             raise BlobCorrupt(f"{format_blob_id(blob)} on this disk: {error}") from None
-        self._remember(info)
-        return info
 
     def _read_hashes_sync(self, blob: bytes, size: int) -> bytes:
         path = self._complete / format_blob_id(blob)
@@ -185,6 +188,17 @@ class BlobStore:
     async def read_chunks(self, info: BlobInfo, indexes: Sequence[int]) -> list[bytes]:
         """Verified chunks. Raises `NotFound`, or `BlobCorrupt` (the blob is then set aside)."""
         return await trio.to_thread.run_sync(self._read_chunks_sync, info, indexes)
+
+    def pour_sync(self, blob: bytes, descriptor: int) -> None:
+        """Write all of a blob, verified, into an open file. Blocks. Raises `NotFound`, `BlobCorrupt`, `OSError`."""
+        size = self._require(blob)
+        if size <= SMALL_BYTES_MAX:
+            write_at(descriptor, self._read_one_small_sync(blob), 0)
+            return
+        info = self._load_info_sync(blob, size)
+        for index, data in enumerate(self._iterate_sync(info, range(len(info.chunks)))):
+            write_at(descriptor, data, index * limits.CHUNK_BYTES)
+        self.touch(info.id)
 
     async def iterate(
         self, info: BlobInfo, start: int = 0, stop: int | None = None

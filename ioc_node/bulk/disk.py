@@ -14,7 +14,7 @@ FILE_MODE: Final = 0o600
 BLOB_MODE: Final = 0o444
 FOLDER_MODE: Final = 0o700
 _FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-_LOCKED: Final = frozenset((errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR))
+_LOCKED: Final = frozenset((errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT))
 _NO_COPY: Final = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM))
 COPY_BYTES: Final = 1 << 20
 
@@ -28,7 +28,7 @@ def told_when_full(what: str, folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _LOCKED:
             raise StorageUnusable(
-                f"cannot write {what} in {folder} ({error.strerror}); make the folder writable and try again"
+                f"cannot write {what} in {folder} ({error.strerror}); see to the folder and try again"
             ) from None
         if error.errno not in _FULL:
             raise

@@ -24,6 +24,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "register": ("registering:register", "Register identifiers again now, or hosts that a collector finds."),
     "add": ("blobs:add", "Keep a file as a blob and announce it."),
     "get": ("blobs:get", "Fetch a blob from whoever holds it."),
+    "dataset": (
+        "datasets:dataset",
+        "Share folders as signed, versioned datasets, and fetch those of others.",
+    ),
     "blobs": ("garbage:blobs", "List the blobs of this node, and why they stay."),
     "pin": ("garbage:pin", "Hold a blob until it is unpinned."),
     "unpin": ("garbage:unpin", "Hold and share a blob no longer."),

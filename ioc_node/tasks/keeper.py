@@ -89,6 +89,12 @@ class Keeper:
         query = "SELECT reason FROM held_blobs WHERE blob = ? AND until_ms > ? ORDER BY reason"
         return [reason for (reason,) in self._store.fetch(query, (blob, now_ms))]
 
+    def is_held_for(self, blob: bytes, beginning: bytes) -> bool:
+        """Whether a blob is held for a reason that begins so."""
+        beyond = beginning[:-1] + bytes([beginning[-1] + 1])
+        query = "SELECT 1 FROM held_blobs WHERE blob = ? AND reason >= ? AND reason < ? AND until_ms >= ?"
+        return bool(self._store.fetch(query, (blob, beginning, beyond, FOREVER_MS)))
+
     # -- copies that may go
 
     async def reclaim(self, bytes_needed: int) -> None:

@@ -22,6 +22,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
         "ioc_bootstrap",
         "ioc_node.errors",
         "ioc_node.core",
+        "ioc_node.data_api",
         "ioc_node.config ioc_node.api",
         "ioc_node.runtime",
         "ioc_node.bulk ioc_node.executors ioc_node.collectors ioc_node.market ioc_node.metering",

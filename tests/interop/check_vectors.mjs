@@ -217,7 +217,7 @@ const CHECKS = {
   },
 };
 
-const FILES = ["identities", "identifiers", "authority", "catalogue", "work", "bulk", "links", "dht", "dht_session", "structs"];
+const FILES = ["identities", "identifiers", "authority", "catalogue", "work", "bulk", "datasets", "links", "dht", "dht_session", "structs"];
 
 /** The code of the fault that a check throws, null without one. */
 function codeOf(check) {

@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 async def add_file(path: Path) -> BlobId:
-    return BlobId(blake3(path.read_bytes()).digest())  # noqa: ASYNC240
+    return BlobId(blake3(path.read_bytes()).digest())
 
 
 def load(folder: Path, text: str, name: str = "task.toml") -> TaskSpec:

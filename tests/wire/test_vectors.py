@@ -110,6 +110,7 @@ def test_vectors_are_there() -> None:
         "catalogue",
         "work",
         "bulk",
+        "datasets",
         "links",
         "dht",
         "dht_session",
@@ -288,6 +289,36 @@ def test_tickets_claims_and_frames() -> None:
     for kind, name in ((8, "probe"), (9, "echo")):
         said = bytes((kind,)) + b"ioc-mtu" + bytes.fromhex(probe["nonce"])
         assert probe[name] == said.ljust(probe["size"], b"\0").hex()
+
+
+# -- datasets
+
+
+def test_a_dataset_is_named_by_what_is_in_it() -> None:
+    found = load("datasets")
+    for data, blob in (
+        (found["page"]["bytes"], found["page"]["blob"]),
+        (found["signed"][0]["envelope"]["bytes"], found["version_blob"]),
+    ):
+        chunk = bytes.fromhex(data)
+        root = b"ioc/1 blob" + struct.pack(">QI", len(chunk), 2**20) + blake3(chunk).digest()
+        assert blake3(root).hexdigest() == blob
+    point = found["point"]
+    said = b"ioc/1 dataset" + sha256(person(point["owner"])["public"]) + point["name"].encode()
+    assert blake3(said).hexdigest() == point["point"]
+    paths = [entry[0] for entry in msgpack.unpackb(bytes.fromhex(found["page"]["bytes"]))]
+    assert paths == sorted(paths, key=str.encode)
+
+
+def test_ioc_wire_tells_harmless_paths() -> None:
+    from ioc_wire.datasets import check_path
+    from ioc_wire.errors import Malformed
+
+    for path in load("datasets")["paths_taken"]:
+        assert check_path(path) == path
+    for path in load("datasets")["paths_refused"]:
+        with pytest.raises(Malformed):
+            check_path(path)
 
 
 # -- and ioc_wire reads them all

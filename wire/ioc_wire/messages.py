@@ -6,7 +6,19 @@ newer peer learns at once that it is not understood.
 
 from typing import Final
 
-from ioc_wire import bulk, bulletins, gossip, interest, latency, market, membership, plumtree, relay, tasks
+from ioc_wire import (
+    bulk,
+    bulletins,
+    datasets,
+    gossip,
+    interest,
+    latency,
+    market,
+    membership,
+    plumtree,
+    relay,
+    tasks,
+)
 from ioc_wire.links import UnionCodec
 
 Body = (
@@ -76,6 +88,8 @@ Body = (
     | relay.RelayMetered
     | relay.CallReader
     | relay.MeetAtRelay
+    | datasets.RequestDataset
+    | datasets.DatasetTold
 )
 
 NODE_CODEC: Final = UnionCodec(Body)

@@ -26,6 +26,7 @@ from ioc_wire import (
     authority,
     bulk,
     cid,
+    datasets,
     identity,
     links,
     market,
@@ -368,6 +369,53 @@ def blobs() -> Vector:
     }
 
 
+def dataset_lists() -> Vector:
+    """A version of a dataset with its page, and paths that are refused."""
+    entries = [
+        datasets.FileEntry("README", digest("readme"), 12),
+        datasets.FileEntry("tiles/0/a.bin", digest("tile"), 3 << 20),
+        datasets.FileEntry("tools/run.sh", digest("program"), 99, True),
+    ]
+    page = datasets.encode_page(entries)
+    page_id = bulk.blob_id_of(len(page), (bulk.chunk_hash(page),))
+    version = datasets.DatasetVersion(
+        name="terrain",
+        version=2,
+        made=NOW,
+        files=len(entries),
+        size=sum(entry.size for entry in entries),
+        pages=(datasets.Page(entries[0].path, page_id, len(entries)),),
+        previous=digest("previous"),
+    )
+    signed, vector = signed_vector("bob", version, name="version")
+    data = encode(signed)
+    owner = identity.node_id_of(public("bob"))
+    refused = [
+        "/a",
+        "",
+        "a//b",
+        "a/../b",
+        ".",
+        "a\\b",
+        "c:",
+        "nul",
+        "com1.txt",
+        "a.",
+        "a ",
+        "a\x00b",
+        "e\u0301",
+        "a\u202eb",
+    ]
+    return {
+        "signed": [vector],
+        "page": {"bytes": page.hex(), "blob": page_id.hex()},
+        "version_blob": bulk.blob_id_of(len(data), (bulk.chunk_hash(data),)).hex(),
+        "point": {"owner": "bob", "name": "terrain", "point": datasets.dataset_point(owner, "terrain").hex()},
+        "paths_refused": refused,
+        "paths_taken": [entry.path for entry in entries] + [".hidden", "\u00e9t\u00e9/b c"],
+    }
+
+
 def link_frames() -> Vector:
     proof = links.ClientProof(
         digest("network"), digest("nonce"), public("bob"), ("consumer",), links.Listen("", 4001)
@@ -418,6 +466,10 @@ FILES: Final[dict[str, tuple[Callable[[], Vector], str]]] = {
     ),
     "work": (work, "Task definition, its ID, order, lease, usage record and receipt"),
     "bulk": (blobs, "Blob IDs, a ticket's claim, and the frames of a bulk stream"),
+    "datasets": (
+        dataset_lists,
+        "A version of a dataset, its page, blob and point; paths that are refused and taken",
+    ),
     "links": (link_frames, "Handshake and frames of a link"),
     "dht": (dht_messages.messages, "Every message of the DHT, and the envelopes inside them"),
     "dht_session": (
