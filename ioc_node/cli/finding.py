@@ -28,6 +28,8 @@ from ioc_wire.records import ResourceRecord
 from ioc_wire.signed import verify as verify_signature
 
 EXIT_OMISSION: Final = 5
+_NO_OFFER: Final = "no offer: nobody known here can serve this demand now"
+_NO_MORE: Final = "no more offers: the page before was the last"
 
 
 @click.command()
@@ -73,7 +75,7 @@ def find(
     if as_json:
         print_json(found_facts(found))
     else:
-        render_found(stdout(), found, explain=explain)
+        render_found(stdout(), found, explain=explain, after=bool(after))
     if found.verdict is not None and found.verdict.omissions:
         click.get_current_context().exit(EXIT_OMISSION)
 
@@ -194,15 +196,17 @@ def _estimate_facts(offer: Offer) -> dict[str, Any] | None:
 def probes_text(probes: api.Probes) -> str:
     """`pinged 12 providers`, or `pinged 125 of 481 providers that can serve it; 356 are too far by estimate`."""
     if not probes.matching:
-        return f"pinged {probes.pinged} providers"
+        return f"pinged {probes.pinged} provider{'' if probes.pinged == 1 else 's'}"
     text = f"pinged {probes.pinged} of {probes.matching} providers that can serve it"
     if probes.known:
         text += f"; {probes.known} measured a moment ago"
     return text + (f"; {probes.far} are too far by estimate" if probes.far else "")
 
 
-def render_found(console: Console, found: api.Found, *, title: str = "", explain: bool = False) -> None:
-    """Ranked offers, then the conditions that removed something."""
+def render_found(
+    console: Console, found: api.Found, *, title: str = "", explain: bool = False, after: bool = False
+) -> None:
+    """Ranked offers, then the conditions that removed something; `after` the page before."""
     offers = found.found.offers
     if offers:
         made = table(
@@ -218,7 +222,7 @@ def render_found(console: Console, found: api.Found, *, title: str = "", explain
             made.add_row(str(rank), lines, free_text(facts), money_text(offer.price_micro))
         console.print(made)
     else:
-        console.print("no offer: nobody known here can serve this demand now")
+        console.print(_NO_MORE if after else _NO_OFFER)
     (_render_removals if explain else _list_removals)(console, found)
     answered = (
         f"{found.found.considered} considered, {found.found.matching} match, answered by"

@@ -127,6 +127,17 @@ def test_find_ranks_and_says_what_was_left_out(cli: Cli, home: Path) -> None:
     cli.refused(home, "find", "--policy", "magic", words=["magic"])
 
 
+def test_pages_of_offers_until_there_are_no_more(cli: Cli, home: Path) -> None:
+    seen, words = [], ["--page"]
+    for _ in range(2):
+        page = cli.json(home, "find", "--limit", "1", *words)
+        seen += [offer["cid"] for offer in page["offers"]]
+        words = ["--after", page["cursor"]]
+    assert len(set(seen)) == 2
+    assert "no more offers: the page before was the last" in cli.text(home, "find", "--limit", "1", *words)
+    cli.refused(home, "find", "--after", "0x1p+9:zz", words=["is no cursor; take it from the page before"])
+
+
 def test_a_file_goes_in_and_comes_out_elsewhere(cli: Cli, shared_net: Testnet, tmp_path: Path) -> None:
     source, target = tmp_path / "in.bin", tmp_path / "out.bin"
     source.write_bytes(os.urandom(700_001))
