@@ -7,6 +7,7 @@ chunk.
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -39,7 +40,7 @@ from ioc_wire.codec import decode, encode
 from ioc_wire.errors import BlobCorrupt, WireError
 
 INFO_BYTES_MAX: Final = limits.BLOB_CHUNKS_MAX * 34 + 128
-SUFFIXES: Final = (".info", ".data", ".marks")
+SUFFIXES: Final = (".info", ".data", ".marks", ".link")
 
 
 class PartialBlob:
@@ -51,6 +52,8 @@ class PartialBlob:
         self._on_finished = on_finished
         self._what = format_blob_id(info.blob)
         self._data = self._marks = -1
+        self._linked = False
+        self._lock = threading.Lock()
         self._present = bytearray(len(info.chunks))
         self._bytes_present = 0
 
@@ -59,6 +62,7 @@ class PartialBlob:
     def open_sync(self) -> None:
         """Make the files, or take up those of an earlier attempt. Raises `StorageFull`."""
         with told_when_full(self._what, self._stem.parent):
+            _file(self._stem, ".link").unlink(missing_ok=True)
             if not _file(self._stem, ".info").exists():
                 write_file(_file(self._stem, ".info"), encode(self.info))
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
@@ -82,9 +86,10 @@ class PartialBlob:
                 write_at(self._marks, b"\0", index)
 
     def _keep(self, index: int) -> None:
-        if not self._present[index]:
-            self._present[index] = 1
-            self._bytes_present += chunk_length(self.info.size, index)
+        with self._lock:  # chunks may be kept from several threads
+            if not self._present[index]:
+                self._present[index] = 1
+                self._bytes_present += chunk_length(self.info.size, index)
 
     def _read(self, index: int) -> bytes:
         return read_at(self._data, chunk_length(self.info.size, index), index * limits.CHUNK_BYTES)
@@ -150,6 +155,42 @@ class PartialBlob:
             write_at(self._marks, b"\1", index)
         self._keep(index)
 
+    # -- a second name for a file that has it all
+
+    def link_sync(self, source: int) -> bool:
+        """Take an open file of this user as the whole blob, by a second name for it; False where that cannot be.
+
+        Only for a blob of which nothing is here. Until all of it was verified, `unlink_sync` undoes it.
+        """
+        if self._bytes_present:
+            return False
+        folder = os.open(self._stem.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # a folder's descriptor makes Python follow the link in /proc, so that the file itself gets the name
+            os.link(f"/proc/self/fd/{source}", f"{self._stem.name}.link", dst_dir_fd=folder)
+        except OSError:  # another file system or mount, or a file that is not ours to link
+            return False
+        finally:
+            os.close(folder)
+        self._linked = True
+        return True
+
+    def verify_linked_sync(self, index: int, buffer: bytearray, source: int) -> None:
+        """Check chunk `index` of the file that was linked, read into `buffer`. Raises `BlobCorrupt`."""
+        with memoryview(buffer)[: chunk_length(self.info.size, index)] as data:
+            if os.preadv(source, [data], index * limits.CHUNK_BYTES) != len(data):
+                raise BlobCorrupt(f"chunk {index} of {self._what} is not all there")
+            check_chunk(self.info, index, data)
+        self._keep(index)
+
+    def unlink_sync(self) -> None:
+        """Let go of the linked file, with what was verified of it."""
+        _file(self._stem, ".link").unlink(missing_ok=True)
+        with self._lock:
+            self._linked = False
+            self._present = bytearray(len(self.info.chunks))
+            self._bytes_present = 0
+
     async def finish(self) -> BlobInfo:
         """Make it a blob of the store; every chunk must be here."""
         if not self.complete:
@@ -159,9 +200,10 @@ class PartialBlob:
 
     def _finish_sync(self) -> None:
         with told_when_full(self._what, self._stem.parent):
-            os.fsync(self._data)
+            if not self._linked:
+                os.fsync(self._data)
         self.close()
-        self._on_finished(self.info, _file(self._stem, ".data"))
+        self._on_finished(self.info, _file(self._stem, ".link" if self._linked else ".data"))
         remove_partial_sync(self._stem)
 
     def close(self) -> None:

@@ -1,10 +1,9 @@
-"""Blobs between processes of one host, without a byte crossing user space.
+"""Blobs between processes of one host, without a byte crossing the holder's process.
 
 The holder listens on a Unix socket. A reader that finds itself on the same host (same boot ID, the socket
 is visible in its mount namespace and answers with the instance nonce of the descriptor, and runs under
 the same user) proves its ticket as it would over QUIC and receives two read-only descriptors: the blob's
-file and its hash list. It copies the chunks inside the kernel and verifies its own copy, so a holder
-cannot change anything afterwards.
+file and its hash list. `shared_file.py` tells what it does with them.
 """
 
 import array
@@ -19,12 +18,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
+import msgspec
 import structlog
 import trio
 
 from ioc_node.bulk.disk import FOLDER_MODE, read_at
 from ioc_node.bulk.offload import Capability, Landing, OffloadSource, OffloadUnusable, Options, Reach
-from ioc_node.bulk.partial import PartialBlob
+from ioc_node.bulk.offloads.shared_file import take_over
 from ioc_node.errors import ConfigError, NodeError
 from ioc_wire.bulk import (
     BULK_VERSION,
@@ -51,7 +51,6 @@ PATH_BYTES_MAX: Final = 107
 """`sun_path` of unix(7), without its final zero."""
 CLAIM_SECONDS: Final = 5.0
 READERS_MAX: Final = 64
-CHUNKS_PER_TURN: Final = 64
 MESSAGE_BYTES_MAX: Final = 4096
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _CREDENTIALS: Final = struct.Struct("3i")
@@ -61,11 +60,19 @@ _M = TypeVar("_M", bound=BulkMessage)
 
 
 class ShmDescriptor(Message, frozen=True):
-    """Payload of the offload descriptor `shm`: which host, which socket, which instance behind it."""
+    """Payload of the offload descriptor `shm`: which host, which socket, which instance behind it, and whether a reader
+    may give the holder's file a name of its own."""
 
     boot: ShortText
     path: ShortText
     instance: Digest
+    links: bool = True
+
+
+class ShmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The table `[bulk.offload_options.shm]`; without `links` blobs are always copied."""
+
+    links: bool = True
 
 
 class ShmOffload:
@@ -74,8 +81,10 @@ class ShmOffload:
     name = NAME
 
     def __init__(self, runtime_folder: Path, options: Options | None = None) -> None:
-        if options:
-            raise ConfigError(f"the offload {NAME} has no options, so {', '.join(options)} cannot be set")
+        try:
+            self._links = msgspec.convert(dict(options or {}), ShmOptions).links
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"bulk.offload_options.shm: {error}") from None
         self._boot = _boot_id()
         self._instance = secrets.token_bytes(32)
         self._temporary: Path | None = None
@@ -95,7 +104,7 @@ class ShmOffload:
             return Capability(False, "no SO_PEERCRED to tell a peer's user by")
         if len(os.fsencode(self._path)) > PATH_BYTES_MAX:
             return Capability(False, f"no socket path of at most {PATH_BYTES_MAX} bytes")
-        return Capability(True, "same host", scope="host", mb_s=1000.0, set_up_seconds=0.003)
+        return Capability(True, "same host", scope="host", mb_s=2000.0, set_up_seconds=0.003)
 
     def health(self) -> Capability:
         """A reader needs nothing but the holder's socket, which `reach` looks for."""
@@ -108,7 +117,7 @@ class ShmOffload:
         except OSError as error:
             _log.warning("shm_cannot_listen", path=str(self._path), error=str(error))
             return None
-        payload = encode(ShmDescriptor(self._boot, str(self._path), self._instance))
+        payload = encode(ShmDescriptor(self._boot, str(self._path), self._instance, self._links))
         return OffloadDescriptor(NAME, payload)
 
     def _listen(self) -> socket.socket:
@@ -189,7 +198,7 @@ class ShmOffload:
         return Reach(True, "same host")
 
     async def pull(self, descriptor: OffloadDescriptor, into: Landing) -> str:
-        """Copy the missing chunks."""
+        """Bring the missing chunks: shared, or copied by the kernel."""
         where = decode(descriptor.payload, ShmDescriptor)
         peer = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with peer:
@@ -203,8 +212,7 @@ class ShmOffload:
                 raise OffloadUnusable("the holder's socket did not answer")
             try:
                 info = await trio.to_thread.run_sync(_read_info, into.ticket.blob, size, data, hashes)
-                await _copy(await into.begin(info), data)
-                return ""
+                return await take_over(await into.begin(info), data, links=self._links and where.links)
             finally:
                 os.close(data)
                 os.close(hashes)
@@ -230,18 +238,6 @@ class ShmOffload:
                 os.close(each)
             raise
         return accept.size, descriptors[0], descriptors[1]
-
-
-async def _copy(partial: PartialBlob, source: int) -> None:
-    for wanted in partial.missing_ranges():
-        for start in range(wanted.start, wanted.start + wanted.count, CHUNKS_PER_TURN):
-            stop = min(start + CHUNKS_PER_TURN, wanted.start + wanted.count)
-            await trio.to_thread.run_sync(_copy_chunks, partial, source, range(start, stop))
-
-
-def _copy_chunks(partial: PartialBlob, source: int, indexes: range) -> None:
-    for index in indexes:
-        partial.copy_chunk_sync(index, source)
 
 
 def _read_info(blob: bytes, size: int, data: int, hashes: int) -> BlobInfo:
