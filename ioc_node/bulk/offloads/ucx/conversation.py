@@ -97,6 +97,7 @@ class UcxConversation:
         self._library = worker.context.library
         self._endpoint = ctypes.c_void_p()
         self._fault = ""
+        self._changed = trio.Event()
         self._messages: deque[bytes] = deque()
         self._sending: list[object] = []
         self._chunks: deque[OfferedChunk] = deque()
@@ -140,17 +141,18 @@ class UcxConversation:
     # -- callbacks of UCX: they copy and return
 
     def _take_error(self, _argument: object, _endpoint: int, status: int) -> None:
-        self._fault = f"the other end is gone ({self._context.text(status)})"
+        self._break(f"the other end is gone ({self._context.text(status)})")
 
     def _take_message(
         self, _argument: object, _header: int, _header_length: int, data: int, length: int, received: int
     ) -> int:
         if ucp.AmReceived.from_address(received).attributes & ucp.AM_RECV_RNDV or length > MESSAGE_BYTES_MAX:
-            self._fault = "it sent an oversized message"
+            self._break("it sent an oversized message")
         elif len(self._messages) >= MESSAGES_WAITING_MAX:
-            self._fault = "it sent more messages than were asked for"
+            self._break("it sent more messages than were asked for")
         else:
             self._messages.append(ctypes.string_at(data, length) if length else b"")
+            self._changed.set()
         return ucp.OK
 
     def _take_chunk(
@@ -158,14 +160,20 @@ class UcxConversation:
     ) -> int:
         rendezvous = ucp.AmReceived.from_address(received).attributes & ucp.AM_RECV_RNDV
         if header_length != _INDEX.size or not rendezvous:
-            self._fault = "it sent a chunk in another form"
+            self._break("it sent a chunk in another form")
         elif len(self._chunks) >= self.chunks_max:
-            self._fault = "it sent more chunks than were asked for"
+            self._break("it sent more chunks than were asked for")
         else:
             (index,) = _INDEX.unpack(ctypes.string_at(header, header_length))
             self._chunks.append(OfferedChunk(index, length, data))
+            self._changed.set()
             return ucp.INPROGRESS  # the handle stays good
         return ucp.OK
+
+    def _break(self, fault: str) -> None:
+        self._fault = self._fault or fault
+        self._changed.set()
+        self._worker.abandon()
 
     # -- messages
 
@@ -180,7 +188,7 @@ class UcxConversation:
     async def receive_message(self) -> bytes:
         """The next message. Raises `UcxBroken`."""
         while not self._messages:
-            await self._turn()
+            await self._change()
         return self._messages.popleft()
 
     # -- chunks
@@ -199,7 +207,7 @@ class UcxConversation:
         while not self._chunks:
             if self._messages:
                 return None
-            await self._turn()
+            await self._change()
         return self._chunks.popleft()
 
     async def fetch_chunk(self, chunk: OfferedChunk, slot: int) -> None:
@@ -232,13 +240,15 @@ class UcxConversation:
         return self._worker.started(pointer, "sending")
 
     async def _finished(self, request: UcxRequest) -> None:
-        while request.status is None:
-            await self._turn()
-        self._context.check(request.status, self._fault or request.what)
-
-    async def _turn(self) -> None:
+        await request.done.wait()
+        assert request.status is not None
         self._check()
-        await self._worker.turn()
+        self._context.check(request.status, request.what)
+
+    async def _change(self) -> None:
+        self._check()
+        self._changed = trio.Event()
+        await self._changed.wait()
 
     def _check(self) -> None:
         if self._fault:

@@ -47,6 +47,7 @@ OK: Final = 0
 INPROGRESS: Final = 1
 THREADS_SERIALIZED: Final = 1
 ERR_BUSY: Final = -15
+ERR_RESET: Final = -25
 ERR_LAST: Final = -100
 
 _GLOBAL_SETTINGS: Final = {

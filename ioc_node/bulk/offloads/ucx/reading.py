@@ -79,7 +79,6 @@ class _Pull:
         self._partial = partial
         self._expected: set[int] = set()
         self._landed = trio.Event()
-        self._writing = trio.Lock()
         conversation.chunks_max = WINDOW
 
     async def run(self, ranges: tuple[ChunkRange, ...]) -> None:
@@ -115,8 +114,7 @@ class _Pull:
         slots = self._conversation.slots
         await self._conversation.fetch_chunk(chunk, slot)
         with slots.view(slot, chunk.length) as data:
-            async with self._writing:
-                await self._partial.write_chunk(chunk.index, data)
+            await self._partial.write_chunk(chunk.index, data)
         slots.give_back(slot)
         self._expected.discard(chunk.index)
         self._landed.set()

@@ -1,8 +1,8 @@
 """A UCX worker on a trio loop: no thread of ours, and no wake-ups while nothing happens.
 
-One task turns the worker: a bounded number of progress calls, then it wakes whoever waits for what has finished,
-then it arms the worker's event descriptor and waits for that to become readable. A request posted after arming
-needs another turn, so whoever posts one cancels that wait. Unbounded progress would hold the loop for tens of
+One task turns the worker: progress for a bounded time, then it wakes whoever waits for what has finished, then it
+arms the worker's event descriptor and waits for that to become readable. A request posted after arming needs
+another turn, so whoever posts one cancels that wait. Unbounded progress would hold the loop for tens of
 milliseconds.
 
 Only active messages are enabled. With RMA or atomics UCX would answer reads and writes of this process's memory by
@@ -10,6 +10,7 @@ whoever can reach it, before any of our own checks.
 """
 
 import ctypes
+import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -18,7 +19,8 @@ import trio
 from ioc_node.bulk.offload import OffloadUnusable
 from ioc_node.bulk.offloads.ucx import library as ucp
 
-PROGRESS_PER_TURN: Final = 8
+TURN_SECONDS: Final = 0.001
+"""How long one turn may hold the loop; a single progress call is some tens of microseconds."""
 
 
 class UcxBroken(OffloadUnusable):
@@ -80,6 +82,12 @@ class UcxRequest:
     def __init__(self, what: str) -> None:
         self.what = what
         self.status: int | None = None
+        self.done = trio.Event()
+
+    def finish(self, status: int) -> None:
+        """It ended."""
+        self.status = status
+        self.done.set()
 
 
 class UcxWorker:
@@ -92,7 +100,6 @@ class UcxWorker:
         """Called after each progress: what UCX's callbacks have queued can be taken up then."""
         self._library = context.library
         self._requests: dict[int, UcxRequest] = {}
-        self._turned = trio.Event()
         self._posted = False
         self._nap = trio.CancelScope()
         params = ucp.WorkerParams(field_mask=1, thread_mode=ucp.THREADS_SERIALIZED)
@@ -116,7 +123,7 @@ class UcxWorker:
         """The request behind what a non-blocking call returned. Raises `UcxBroken` where the call failed at once."""
         request = UcxRequest(what)
         if pointer is None:
-            request.status = ucp.OK
+            request.finish(ucp.OK)
             return request
         if pointer >= (1 << 64) + ucp.ERR_LAST:
             self.context.check(pointer - (1 << 64), what)
@@ -129,24 +136,23 @@ class UcxWorker:
         self._posted = True
         self._nap.cancel()
 
-    async def turn(self) -> None:
-        """Wait until the worker has been turned once more and something may have changed."""
-        await self._turned.wait()
+    def abandon(self) -> None:
+        """Nothing that is under way will end well: tell whoever waits. The worker is to be destroyed."""
+        for request in self._requests.values():
+            request.finish(ucp.ERR_RESET)
+        self._requests.clear()
 
     async def run(self) -> None:
         """Turn the worker until cancelled."""
         while True:
             self._posted = False
-            more = False
-            for _ in range(PROGRESS_PER_TURN):
-                more = bool(self._library.ucp_worker_progress(self.handle))
-                if not more:
+            deadline = time.perf_counter() + TURN_SECONDS
+            while more := self._library.ucp_worker_progress(self.handle):
+                if time.perf_counter() > deadline:
                     break
             self._reap()
             if self.on_turn is not None:
                 self.on_turn()
-            turned, self._turned = self._turned, trio.Event()
-            turned.set()
             await trio.lowlevel.checkpoint()  # whoever was woken posts what comes next
             if more or self._posted:
                 continue
@@ -161,5 +167,5 @@ class UcxWorker:
         for pointer in list(self._requests):
             status = self._library.ucp_request_check_status(pointer)
             if status != ucp.INPROGRESS:
-                self._requests.pop(pointer).status = status
+                self._requests.pop(pointer).finish(status)
                 self._library.ucp_request_free(pointer)
