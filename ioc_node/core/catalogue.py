@@ -41,6 +41,8 @@ from ioc_wire.gossip import HeadNews, HeadRow
 from ioc_wire.records import Head, StatusBatch, check_period, decode_entry
 from ioc_wire.signed import Signed, verify
 
+EXPIRE_STEP: Final = 1024
+"""Providers that one call of `expire` looks at: a few milliseconds."""
 DIGESTS_MAX: Final = 64
 """Digests that are remembered until a head changes: one for each interest that a linked core node has."""
 
@@ -92,6 +94,7 @@ class Catalogue:
         self._digests: dict[Interest, bytes] = {}
         self._in_order: list[Replica] | None = None
         """All replicas in order of provider; None where some came or went since."""
+        self._expire_from = 0
 
     # -- reading
 
@@ -376,12 +379,22 @@ class Catalogue:
 
     # -- time and persistence
 
+    @property
+    def expire_calls(self) -> int:
+        """How many calls of `expire` look at everybody once."""
+        return max(1, -(-len(self._replicas) // EXPIRE_STEP))
+
     def expire(self, *, unix: float) -> list[bytes]:
-        """Forget what has expired or is not wanted any more: status, held heads with their entries; returns the
-        providers that lost those."""
+        """Forget what has expired or is not wanted any more, of EXPIRE_STEP providers after those of the last call:
+        status, held heads with their entries; returns the providers that lost those."""
         gone: list[bytes] = []
         self.interests.expire(unix=unix)
-        for provider, replica in list(self._replicas.items()):
+        if self._expire_from >= len(self._replicas):
+            self._expire_from = 0
+        some = self._ordered()[self._expire_from : self._expire_from + EXPIRE_STEP]
+        self._expire_from += EXPIRE_STEP
+        for replica in some:
+            provider = replica.provider
             for part, status in list(replica.statuses.items()):
                 if unix > status.expires + limits.CLOCK_SKEW_SECONDS:
                     del replica.statuses[part]

@@ -61,6 +61,7 @@ from ioc_wire.signed import Signed
 
 COMPARE_SECONDS: Final = 30.0
 EXPIRE_SECONDS: Final = 5.0
+"""How often every provider is looked at for what has expired."""
 
 
 class Gossip:
@@ -337,7 +338,7 @@ class Gossip:
         if check_at is not None and now >= check_at and (suspect := self._mesh.check()) is not None:
             self._effects.append(Compare(suspect))
         if now >= self._expire_at:
-            self._expire_at = now + EXPIRE_SECONDS
+            self._expire_at = now + EXPIRE_SECONDS / self.catalogue.expire_calls
             self._forget(self.catalogue.expire(unix=now + self._unix_offset))
         self._effects += self._spread.pass_time(now)
         self._effects += self._linking.pass_time(now)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ioc_node.core import catalogue as catalogue_module
 from ioc_node.core.catalogue import Catalogue, CatalogueBounds, Standing
 from ioc_node.core.own_catalogue import OwnCatalogue
 from ioc_node.core.tree import MerkleTree
@@ -321,6 +322,28 @@ def test_status_counts_by_seq_and_not_for_ever() -> None:
         catalogue.apply_status(sign(alice.key, StatusBatch(1 << 60, UNIX, UNIX + 601, ())), unix=UNIX)
     catalogue.expire(unix=UNIX + 331)
     assert not replica.statuses
+
+
+def test_many_providers_expire_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue_module, "EXPIRE_STEP", 2)
+    catalogue = Catalogue(certified())
+    providers = [Provider(f"p{number}", 20001 + number) for number in range(5)]
+    for provider in providers:
+        provider.put("h1")
+        brought(catalogue, provider)
+        catalogue.apply_status(provider.status(1), unix=UNIX)
+    digest = catalogue.digest()
+    assert catalogue.expire_calls == 3
+    left = []
+    for _ in range(3):
+        catalogue.expire(unix=UNIX + 331)
+        replicas = map(catalogue.replica, catalogue.providers())
+        left.append(sum(bool(replica and replica.statuses) for replica in replicas))
+    assert left == [3, 1, 0]
+    assert catalogue.digest() == digest
+    gone = [key for _ in range(5) for key in catalogue.expire(unix=UNIX + 100 * 86400)]
+    assert sorted(gone) == sorted(provider.public for provider in providers)
+    assert not catalogue.providers()
 
 
 @pytest.mark.parametrize(
