@@ -24,15 +24,18 @@ def test_all_find_each_other_through_one() -> None:
 
 
 def test_a_crashed_node_is_held_dead_by_all_and_returns() -> None:
-    island = joined(8)
-    gone = island.keys[3]
-    island.dead.add(gone)
-    took = island.run(60, lambda: island.all_miss(gone))
-    assert took is not None
-    assert took < 30
-    assert {key for _, key in island.went} == {gone}
-    island.start(3, island.keys[0])
-    assert island.run(30, island.all_see) is not None
+    times = []
+    for seed in range(1, 6):  # one seed alone may be a slow one
+        island = joined(8, seed=seed)
+        gone = island.keys[3]
+        island.dead.add(gone)
+        took = island.run(60, lambda island=island, gone=gone: island.all_miss(gone))
+        assert took is not None
+        times.append(took)
+        assert {key for _, key in island.went} == {gone}
+        island.start(3, island.keys[0])
+        assert island.run(30, island.all_see) is not None
+    assert sorted(times)[2] < 20
 
 
 @pytest.mark.parametrize("settings", [ev.SWIM, ev.LIFEGUARD, ev.OURS])
