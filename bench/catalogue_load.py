@@ -91,22 +91,25 @@ class Queries:
         self._core = core
 
     async def ask(self, kind: str, count: int, interval: float) -> dict[str, Any]:
-        """Seconds of each answer: `service` while it was made, `latency` from when it should have been asked.
+        """Seconds of each answer: `service` while it was made, `cpu` of the loop's thread meanwhile, `latency` from
+        when it should have been asked.
 
         A thread keeps the time, so that a stalled loop cannot put off the questions that it is late for.
         """
         demands = DEMANDS[kind]
         service: list[float] = []
         latency: list[float] = []
+        cpu: list[float] = []
         matches: list[int] = []
 
         async def answer(number: int, due: float) -> None:
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.thread_time()
             message = FindOffers(demands[number % len(demands)].demand, "cost", OFFERS)
             found: OffersFound = await finish(self._core.answer, message)
             ended = time.perf_counter()
             service.append(ended - began)
             latency.append(ended - due)
+            cpu.append(time.thread_time() - cpu_began)
             if number < len(demands):
                 matches.append(matching(found))
 
@@ -124,7 +127,7 @@ class Queries:
             thread.start()
             await trio.to_thread.run_sync(thread.join)
             await trio.lowlevel.checkpoint()
-        return {"service": service, "latency": latency, "matches": matches}
+        return {"service": service, "latency": latency, "cpu": cpu, "matches": matches}
 
 
 def matching(found: OffersFound) -> int:

@@ -10,7 +10,8 @@ HOME is a node's home folder, FOLDER that of a generated population (`bench.cata
 - `gauge`: what `bench.catalogue_gauges` says; `settle`: wait until this process has nothing left to do
 - `status`: publish status of all providers; `updates`: go on with that at `rate` rows/s until `calm`
 - `sign_heads`: sign all heads anew; `renew`: publish them evenly within `seconds`; `unwatch`: note no more digests
-- `query`: send the demands of `bench.catalogue_queries` at fixed times; `{"service", "latency", "matches"}`
+- `query`: send the demands of `bench.catalogue_queries` at fixed times; `{"service", "latency", "cpu",
+  "matches"}`
 """
 
 import gc
@@ -40,7 +41,7 @@ from ioc_wire.signed import sign, verify
 
 LINE_BYTES_MAX: Final = 65536
 WATCH_SECONDS: Final = 0.01
-SYNC_SECONDS_MAX: Final = 240.0
+SYNC_SECONDS_MAX: Final = 600.0
 IDLE_SHARE: Final = 0.12
 
 
