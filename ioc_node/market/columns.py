@@ -9,6 +9,7 @@ it lies depends on its accelerators (`ioc_node.market.extents`).
 
 import hashlib
 import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, Final, NamedTuple
@@ -210,17 +211,17 @@ class Table:
     def _regroup(self, hidden: Rows, shown: Rows) -> None:
         """Bring rows out of sight and into it, kind by kind."""
         self.live[hidden], self.live[shown] = False, True
-        came = shown[np.argsort(self.kinds_of(shown), kind="stable")]
-        numbers, starts = np.unique(self.kinds_of(came), return_index=True)
-        new = dict(zip(numbers.tolist(), np.split(came.astype(np.int32), starts[1:]), strict=bool(len(came))))
-        left = set(np.unique(self.kinds_of(hidden)).tolist())
+        new = defaultdict(list)
+        for number, row in zip(self.kinds_of(shown).tolist(), shown.tolist(), strict=True):
+            new[number].append(row)
+        left = set(self.kinds_of(hidden).tolist())
         kinds, ties = self.kinds, self.columns["tie"]
         for number in left | new.keys():
             rows = kinds.rows[number]
             if number in left:
                 rows = rows[self.live[rows]]
             if number in new:
-                rows = np.concatenate([rows, new[number]])
+                rows = np.concatenate([rows, np.array(new[number], np.int32)])
             kinds.put_rows(number, rows, int(rows[ties[rows].argmin()]) if len(rows) else -1)
 
     def first_rows(self, kinds: Rows) -> Rows:
@@ -238,9 +239,8 @@ class Table:
             ("owner", self.owners),
         )
         for name, interned in uses:
-            numbers, times = np.unique(self.columns[name][rows], return_counts=True)
-            for number, used in zip(numbers.tolist(), times.tolist(), strict=True):
-                interned.release(number, used)
+            for number, times in Counter(self.columns[name][rows].tolist()).items():
+                interned.release(number, times)
         self.extents.give_back(rows.tolist())
 
     def _grow(self) -> None:
@@ -258,12 +258,12 @@ class Table:
                 self.columns[name][rows] = _MAX[name]
             self._least[name] = np.append(self._least[name], more)
 
-    def _find_least(self, rows: npt.NDArray[Any], names: Iterable[str]) -> None:
+    def _find_least(self, rows: npt.NDArray[Any], names: Sequence[str]) -> None:
         """The least of these columns, in the extents of these rows."""
-        extents = np.unique(rows // self.extents.extent_rows)
-        for name in names:
-            by_extent = self.columns[name][: len(self)].reshape(-1, self.extents.extent_rows)
-            self._least[name][extents] = by_extent[extents].min(axis=1)
+        step = self.extents.extent_rows
+        for extent in set((rows // step).tolist()):
+            for name in names:
+                self._least[name][extent] = self.columns[name][extent * step : (extent + 1) * step].min()
 
     # -- status
 
