@@ -5,7 +5,6 @@ those are asked for: the cheapest hosts anywhere are of no use to a demand that 
 """
 
 import time
-from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -13,7 +12,7 @@ import trio
 
 from ioc_node.api import Found, Probes
 from ioc_node.bearings import Bearings
-from ioc_node.core.roads import OwnRoad
+from ioc_node.bulk.offloading import Offloads
 from ioc_node.core_links import CoreLinks
 from ioc_node.core_side import CoreSide
 from ioc_node.errors import PeerUnreachable
@@ -58,7 +57,7 @@ class Finder:
         bearings: Bearings,
         host: str,
         engine: str,
-        own_roads: Callable[[bytes], Sequence[OwnRoad]],
+        offloads: Offloads,
     ) -> None:
         self._links = links
         self._cores = cores
@@ -67,7 +66,7 @@ class Finder:
         self._neighbours = Neighbours(links, pinger, self._ask_near, self._vantage)
         self._host = host
         self._engine = engine
-        self._own_roads = own_roads
+        self._offloads = offloads
 
     async def offers(self, demand: Demand, policy: str) -> OffersFound:
         """Ranked offers, as the task story wants them."""
@@ -102,8 +101,14 @@ class Finder:
         return Found(found, routes, answered_by, elapsed_ms, verdict, probes)
 
     def _transport(self, offer: Offer) -> str:
-        own = self._own_roads(offer.provider.key)
-        return transport_to(offer, own=own, own_hosts=(self._host,), engine=self._engine)
+        holder, offloads = offer.provider.key, self._offloads
+        return transport_to(
+            offer,
+            own=offloads.own_roads(holder),
+            own_hosts=(self._host,),
+            engine=self._engine,
+            quic=offloads.quic_road(holder),
+        )
 
     async def _prepare(self, message: FindOffers) -> tuple[FindOffers, Nearby | None]:
         """What to ask for, and who is near, where the demand or the policy is about distance."""

@@ -429,7 +429,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
             bearings=bearings,
             host=host,
             engine=bulk.engine,
-            own_roads=bulk.offloads.own_roads,
+            offloads=bulk.offloads,
         )
         consumer = Consumer(
             key=identity.key,

@@ -8,7 +8,7 @@ import msgspec
 import trio
 
 from ioc_node.core.near import estimate_of
-from ioc_node.core.roads import OwnRoad, choose_roads, reach_by_scope
+from ioc_node.core.roads import QUIC_ROAD, OwnRoad, choose_roads, reach_by_scope
 from ioc_node.errors import PeerUnreachable
 from ioc_node.market.policies import record_of, rtt_reason
 from ioc_node.runtime.links import LinkEndpoint
@@ -148,11 +148,18 @@ def _is_genuine(offer: Offer, unix: float) -> bool:
     return True
 
 
-def transport_to(offer: Offer, *, own: Sequence[OwnRoad], own_hosts: Collection[str], engine: str) -> str:
+def transport_to(
+    offer: Offer,
+    *,
+    own: Sequence[OwnRoad],
+    own_hosts: Collection[str],
+    engine: str,
+    quic: OwnRoad = QUIC_ROAD,
+) -> str:
     """Which way a large blob would take to an offer's provider, and why: an offload that both ends have, else QUIC.
 
-    `own` are this node's offloads as they stand towards that provider; `own_hosts` are this node's addresses, which
-    tell whether the provider is on this machine. Transfers are decided by the same function.
+    `own` and `quic` are this node's roads as they stand towards that provider; `own_hosts` are this node's addresses,
+    which tell whether the provider is on this machine. Transfers are decided by the same function.
     """
     same_host = offer.provider.host in own_hosts
     scopes = {road.name: road.capability.scope for road in own}
@@ -161,7 +168,7 @@ def transport_to(offer: Offer, *, own: Sequence[OwnRoad], own_hosts: Collection[
         for name in record_of(offer).network.offloads
         if name in scopes
     }
-    return choose_roads(own, theirs, size=None).text(engine)
+    return choose_roads(own, theirs, size=None, quic=quic).text(engine)
 
 
 def route_text(offer: Offer, transport: str) -> str:

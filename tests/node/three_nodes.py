@@ -1,8 +1,9 @@
 """A core node, a provider and a consumer in the test's own loop, and tasks for them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 import pytest
@@ -36,24 +37,26 @@ class Three:
 
 
 @asynccontextmanager
-async def open_three(make_home: MakeHome, **consumer: object) -> AsyncIterator[Three]:
+async def open_three(
+    make_home: MakeHome, *, provider: Mapping[str, object] = MappingProxyType({}), **consumer: object
+) -> AsyncIterator[Three]:
     core_config = make_home("core", "regional")
     first = (f"127.0.0.1:{core_config.port}",)
     async with AsyncExitStack() as stack:
         core = await stack.enter_async_context(ioc_node.open_node(core_config))
-        provider = await stack.enter_async_context(
-            ioc_node.open_node(make_home("provider", "provider", bootstrap=first))
+        serving = await stack.enter_async_context(
+            ioc_node.open_node(make_home("provider", "provider", bootstrap=first, **provider))
         )
         node = await stack.enter_async_context(
             ioc_node.open_node(make_home("consumer", "consumer", bootstrap=first, **consumer))
         )
         with trio.fail_after(10):
             await node.wait_joined()
-            assert provider.provider is not None
-            await provider.provider.home.wait_published()
+            assert serving.provider is not None
+            await serving.provider.home.wait_published()
             while not (await node.find(ioc_node.Demand(cores=1, runtimes="wasm"))).found.offers:
                 await trio.sleep(0.05)
-        yield Three(core, provider, node)
+        yield Three(core, serving, node)
 
 
 async def failed(node: ioc_node.Node, spec: ioc_node.TaskSpec, *, seconds: float = 5) -> str:

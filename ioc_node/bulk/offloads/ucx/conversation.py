@@ -15,7 +15,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import trio
@@ -31,6 +31,8 @@ MESSAGE_BYTES_MAX: Final = 300_000
 MESSAGES_WAITING_MAX: Final = 64
 SLOTS: Final = 8
 """Chunks of registered memory at each end of a conversation."""
+
+CLOSE_SECONDS: Final = 0.3
 
 _INDEX: Final = struct.Struct(">I")
 
@@ -97,6 +99,7 @@ class UcxConversation:
         self._library = worker.context.library
         self._endpoint = ctypes.c_void_p()
         self._fault = ""
+        self._forced = True
         self._changed = trio.Event()
         self._messages: deque[bytes] = deque()
         self._sending: list[object] = []
@@ -111,6 +114,7 @@ class UcxConversation:
 
     def open(self, target: "tuple[str, int] | int", *, shared_memory: bool) -> None:
         """Connect to a listener's address, or accept a connection request. Raises `UcxBroken`."""
+        self._forced = not shared_memory
         params = ucp.EndpointParams(field_mask=0b110)
         params.error_mode = ucp.ERROR_HANDLING_NONE if shared_memory else ucp.ERROR_HANDLING_PEER
         params.error_handler = ucp.Handler(ucp.pointer_to(self._on_error), None)
@@ -125,6 +129,20 @@ class UcxConversation:
         status = self._library.ucp_ep_create(self._worker.handle, params, ctypes.byref(self._endpoint))
         self._context.check(status, "connecting")
         self._worker.wake()
+
+    def close(self) -> None:
+        """End it, in a worker thread after the worker's `run` has ended: first the endpoint, then the worker.
+
+        Between hosts the endpoint is closed at once, whatever the other end does. With shared memory UCX can only
+        close in agreement, which a dead process does not give; then destroying the worker has to do.
+        """
+        if self._endpoint.value:
+            flags = ucp.EP_CLOSE_FORCE if self._forced else 0
+            params = ucp.RequestParams(mask=ucp.OP_FLAGS, flags=flags)
+            with suppress(UcxBroken):
+                pointer = self._library.ucp_ep_close_nbx(self._endpoint, params)
+                self._worker.progress_until(self._worker.started(pointer, "closing"), CLOSE_SECONDS)
+        self._worker.destroy()
 
     @property
     def transports(self) -> str:
@@ -262,9 +280,11 @@ async def open_conversation(
     """A conversation with the listener at an address, or with whoever made a connection request. Raises `UcxBroken`."""
     worker = await trio.to_thread.run_sync(UcxWorker, context)
     slots: Slots | None = None
+    close = worker.destroy
     try:
         slots = Slots(context)
         conversation = UcxConversation(worker, slots)
+        close = conversation.close
         conversation.open(target, shared_memory=shared_memory)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(worker.run)
@@ -272,7 +292,7 @@ async def open_conversation(
             nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(worker.destroy)
+            await trio.to_thread.run_sync(close)
         if slots is not None:
             slots.close()
 

@@ -35,7 +35,7 @@ FEATURE_AM: Final = 1 << 6
 ERROR_HANDLING_NONE: Final = 0
 ERROR_HANDLING_PEER: Final = 1
 EP_FLAG_CLIENT_SERVER: Final = 1
-AM_SEND_REPLY: Final = 1 << 0
+EP_CLOSE_FORCE: Final = 1
 AM_SEND_EAGER: Final = 1 << 1
 AM_SEND_RNDV: Final = 1 << 2
 AM_SEND_COPY_HEADER: Final = 1 << 3
@@ -257,6 +257,7 @@ _SIGNATURES: Final = {
     "ucp_listener_reject": (c_status, (c_void_p, c_void_p)),
     "ucp_conn_request_query": (c_status, (c_void_p, POINTER(RequestAttributes))),
     "ucp_ep_create": (c_status, (c_void_p, POINTER(EndpointParams), _out)),
+    "ucp_ep_close_nbx": (c_void_p, (c_void_p, POINTER(RequestParams))),
     "ucp_ep_query": (c_status, (c_void_p, POINTER(EndpointAttributes))),
     "ucp_am_send_nbx": (
         c_void_p,

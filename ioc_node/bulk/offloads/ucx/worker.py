@@ -113,6 +113,14 @@ class UcxWorker:
             context.check(status, "event descriptor")
         self._descriptor = descriptor.value
 
+    def progress_until(self, request: UcxRequest, seconds: float) -> None:
+        """Turn it without trio until a request is done, or so long. `run` must have ended."""
+        deadline = time.perf_counter() + seconds
+        while request.status is None and time.perf_counter() < deadline:
+            if not self._library.ucp_worker_progress(self.handle):
+                time.sleep(0.0005)
+            self._reap()
+
     def destroy(self) -> None:
         """End it with its endpoints and everything that is under way."""
         if self.handle.value:
