@@ -3,7 +3,7 @@
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -61,6 +61,16 @@ def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
         written = os.pwrite(descriptor, view, offset)
         view = view[written:]
         offset += written
+
+
+def write_all_at(descriptor: int, pieces: Sequence[bytes | memoryview], offset: int) -> None:
+    """Write all pieces, one after the other, from `offset` on: mostly with one system call."""
+    written = os.pwritev(descriptor, pieces, offset)
+    for piece in pieces:
+        if written < len(piece):
+            write_at(descriptor, memoryview(piece)[max(0, written) :], offset + max(0, written))
+        written -= len(piece)
+        offset += len(piece)
 
 
 def read_at(descriptor: int, count: int, offset: int) -> bytes:

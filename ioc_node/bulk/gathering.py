@@ -24,10 +24,12 @@ from ioc_wire import limits
 from ioc_wire.bulk import BlobInfo, Ticket, format_blob_id
 from ioc_wire.errors import BlobCorrupt, Busy, Closing, Expired, TicketRefused, WireError
 
-ATTEMPTS_MAX: Final = 8
-"""Attempts in a row that bring nothing before a holder is given up."""
+ATTEMPTS_MAX: Final = 14
+"""Attempts in a row that bring nothing before a holder is given up: some ten seconds where it refuses at once."""
+GIVE_UP_SECONDS: Final = 60.0
+"""After so long without a chunk a holder is given up, however few the attempts were."""
 BACKOFF_SECONDS: Final = 0.1
-BACKOFF_SECONDS_MAX: Final = 3.0
+BACKOFF_SECONDS_MAX: Final = 1.0
 BATCH_CHUNKS_MAX: Final = 8
 """Chunks that are verified and put away in one go, and as many that may wait for it."""
 LOOK_AGAIN_SECONDS: Final = 0.25
@@ -166,7 +168,7 @@ class Gathering:
         source.scope.cancel()
 
     async def _call_again(self, source: Source, number: int) -> None:
-        failures = 0
+        failures, alive = 0, trio.current_time()
         for attempt in range(number, 1 << 30):
             endpoints = source.ticket.endpoints
             if not endpoints:
@@ -178,7 +180,7 @@ class Gathering:
                 ) as reading:
                     await self._read(source, reading)
                 await self._park()
-                failures = 0
+                failures, alive = 0, trio.current_time()
                 continue
             except (PeerUnreachable, Busy, Closing) as error:
                 failure: Exception = error
@@ -190,8 +192,11 @@ class Gathering:
                 if renewed.blob != source.ticket.blob:
                     raise TicketRefused("the renewed ticket is for another blob") from None
                 source.ticket = renewed
-            failures = 1 if source.bytes_kept > before else failures + 1
-            if failures >= ATTEMPTS_MAX * len(endpoints):
+            if source.bytes_kept > before:
+                failures, alive = 0, trio.current_time()
+            failures += 1
+            silent = trio.current_time() - alive
+            if failures >= ATTEMPTS_MAX * len(endpoints) or silent > GIVE_UP_SECONDS:
                 name = format_blob_id(source.ticket.blob)
                 raise PeerUnreachable(f"holder of {name} given up after {failures} attempts: {failure}")
             self._counters.reconnections += 1

@@ -161,7 +161,7 @@ async def test_nobody_there_is_an_end(bob_store: BlobStore, monkeypatch: pytest.
             5,
             (Endpoint("127.0.0.1", port),),
         )
-        with trio.fail_after(20), pytest.raises(PeerUnreachable, match="given up after 8 attempts"):
+        with trio.fail_after(20), pytest.raises(PeerUnreachable, match="given up after 14 attempts"):
             await bob.fetch(ticket)
 
 
