@@ -21,7 +21,7 @@ import trio.abc
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bench import bulk_offloads
+from bench import bulk_blobs, bulk_offloads
 from bench.report import Row, median, report
 from ioc_node.bulk.endpoint import Listener, open_channel
 from ioc_node.bulk.engines import load_engine, self_signed_certificate
@@ -180,6 +180,10 @@ def main() -> None:
     ]
     notes = [f"{what}: {size / 1e6:,.0f} MB per run" for what, size in sizes.items()]
     more_rows, more_notes = bulk_offloads.measure_rows(quick=options.quick, runs=runs)
+    rows += more_rows
+    notes += more_notes
+    stream_mb_s = median(found["qh3"])
+    more_rows, more_notes = bulk_blobs.measure_rows(quick=options.quick, runs=runs, stream_mb_s=stream_mb_s)
     rows += more_rows
     notes += more_notes
     report("bulk", rows, as_json=options.json, notes=notes)
