@@ -307,7 +307,8 @@ class BlobStore:
                     os.close(descriptor)
                 self._place(info, temporary)
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             self.quota.release(temporary.name)
         return info
 
@@ -358,7 +359,8 @@ class BlobStore:
                         os.close(descriptor)
                     temporary.replace(target)
             finally:
-                temporary.unlink(missing_ok=True)
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
                 self.quota.release(temporary.name)
             self.quota.add(BlobId(blob), len(data), time.time())
 

@@ -63,9 +63,16 @@ class Orders:
             raise TooLarge(f"credit for more than {CREDIT_CHUNKS_MAX} chunks")
         self._credit += chunks
 
+    def fail(self, fault: WireError) -> None:
+        """Nothing more is to be sent; the first fault stands."""
+        self.fault = self.fault or fault
+        self._changed.set()
+
     async def wait(self) -> None:
-        """Return when there is something to send, and credit for it."""
-        while not (self.hashes_wanted or self._small or (self._ranges and self._credit)):
+        """Return when there is something to send, and credit for it, or a fault."""
+        while not (
+            self.fault is not None or self.hashes_wanted or self._small or (self._ranges and self._credit)
+        ):
             self._changed = trio.Event()
             await self._changed.wait()
 

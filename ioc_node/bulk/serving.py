@@ -11,7 +11,7 @@ from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.counters import BulkCounters
 from ioc_node.bulk.frames import receive_first, receive_frame, receive_message, refuse, send_message
 from ioc_node.bulk.orders import Orders
-from ioc_node.bulk.quic import Channel, ChannelBroken
+from ioc_node.bulk.quic import FINISH_SECONDS, Channel, ChannelBroken
 from ioc_node.bulk.tickets import TicketBook
 from ioc_wire.bulk import (
     BULK_VERSION,
@@ -83,22 +83,20 @@ class Serving:
 
     async def _serve(self, channel: Channel, ticket: Ticket, info: BlobInfo) -> None:
         orders = Orders(len(info.chunks))
-        fault: WireError | None = None
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._deliver, channel, ticket, info, orders, nursery.cancel_scope)
             try:
-                nursery.start_soon(self._deliver, channel, ticket, info, orders, nursery.cancel_scope)
                 while True:
                     kind, payload = await receive_frame(channel)
                     orders.take(decode_frame(kind, payload))
             except WireError as error:
-                fault = error
+                orders.fail(error)  # the frame that is being sent ends first: the refusal must be readable
+                await trio.sleep(FINISH_SECONDS)
             except ChannelBroken:
                 pass
             nursery.cancel_scope.cancel()
-        if fault is None:
-            fault = orders.fault
-        if fault is not None:
-            raise fault
+        if orders.fault is not None:
+            raise orders.fault
 
     async def _deliver(
         self, channel: Channel, ticket: Ticket, info: BlobInfo, orders: Orders, scope: trio.CancelScope
@@ -106,22 +104,23 @@ class Serving:
         try:
             while True:
                 await orders.wait()
+                if orders.fault is not None:
+                    break
                 if orders.hashes_wanted:
                     orders.hashes_wanted = False
                     await _send_hashes(channel, info)
                 elif secrets := orders.next_small():
                     await self._send_small(channel, ticket.reader, secrets)
                 else:
-                    await self._send_chunks(channel, ticket, info, orders.next_indexes(READ_AHEAD_CHUNKS))
+                    await self._send_chunks(channel, ticket, info, orders)
         except WireError as error:
-            orders.fault = error
+            orders.fail(error)
         except ChannelBroken:
             pass
         scope.cancel()
 
-    async def _send_chunks(
-        self, channel: Channel, ticket: Ticket, info: BlobInfo, indexes: Sequence[int]
-    ) -> None:
+    async def _send_chunks(self, channel: Channel, ticket: Ticket, info: BlobInfo, orders: Orders) -> None:
+        indexes = orders.next_indexes(READ_AHEAD_CHUNKS)
         if not self._tickets.is_good(ticket):
             raise TicketRefused("it was revoked or has expired")
         chunks = await self._store.read_chunks(info, indexes)
@@ -130,6 +129,8 @@ class Serving:
                 raise TicketRefused("it was revoked or has expired")
             if not self._store.has(info.blob):
                 raise NotFound(f"{format_blob_id(info.blob)} was removed here")
+            if orders.fault is not None:
+                return
             await channel.send_all(encode_chunk_header(index, len(data)))
             await channel.send_all(data)
             self._counters.bytes_sent += len(data)

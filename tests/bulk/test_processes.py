@@ -54,9 +54,9 @@ async def start_holder(nursery: trio.Nursery, folder: Path, port: int, engine: s
 
 @asynccontextmanager
 async def holding(
-    folder: Path, engine: str = "qh3", *more: str
+    folder: Path, engine: str = "qh3", *more: str, seconds: float = 30
 ) -> AsyncIterator[tuple[Holder, trio.Nursery]]:
-    with trio.fail_after(30):
+    with trio.fail_after(seconds):
         async with trio.open_nursery() as nursery:
             holder = await start_holder(nursery, folder, 0, engine, *more)
             yield holder, nursery
