@@ -53,6 +53,12 @@ def median(values: Iterable[float]) -> float:
     return statistics.median(values)
 
 
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` of them lie."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
 def machine(extra: Iterable[str] = ()) -> dict[str, Any]:
     """What the figures were measured on; `extra` names further distributions whose version matters."""
     versions = {}

@@ -10,7 +10,6 @@ has changed, the connection goes on from the new one once the holder has validat
 a holder that stays silent is given up.
 """
 
-import ipaddress
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -28,7 +27,14 @@ from ioc_node.bulk.turnstile import current_turnstile
 from ioc_node.bulk.udp import Address, Received, UdpSocket, connect_udp
 from ioc_node.errors import NodeError
 from ioc_wire.errors import WireError
-from ioc_wire.pathprobe import NONCE_BYTES, PROBE_SIZES, echo_of, echoed_bytes, encode_probe
+from ioc_wire.pathprobe import (
+    DATAGRAM_BYTES_MAX,
+    NONCE_BYTES,
+    PROBE_SIZES,
+    echo_of,
+    echoed_bytes,
+    encode_probe,
+)
 
 CONNECTIONS_MAX: Final = 256
 CONNECTIONS_PER_HOST_MAX: Final = 64
@@ -131,8 +137,7 @@ class Listener:
         if len(self._open) >= CONNECTIONS_MAX or at_host >= CONNECTIONS_PER_HOST_MAX:
             _log.warning("bulk_connection_refused", peer=address[0], open=len(self._open))
             return None
-        is_loopback = ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
-        pipe = self._engine.open_server(original_id, header.destination, is_loopback=is_loopback)
+        pipe = self._engine.open_server(original_id, header.destination)
         channel = Channel(pipe, self._udp, address, received_bytes_max=SERVER_RECEIVED_BYTES_MAX)
         ids = {header.destination, pipe.source_id}
         self._channels.update(dict.fromkeys(ids, channel))
@@ -198,8 +203,11 @@ async def open_channel(
     *,
     received_bytes_max: int,
     dial: Dial = connect_udp,
+    datagram_bytes_max: int = DATAGRAM_BYTES_MAX,
 ) -> AsyncIterator[Channel]:
-    """A connection to the node whose key is `key`. `dial(host, port)` makes the sockets.
+    """A connection to the node whose key is `key`, with datagrams as large as the path carries.
+
+    `dial(host, port)` makes the sockets.
 
     Raises `PeerUnreachable` (also when the connection breaks later) or `WrongPeer`.
     """
@@ -214,7 +222,7 @@ async def open_channel(
             nursery.start_soon(channel.drive)
             nursery.start_soon(keep_asking, channel, redial)
             try:
-                _send_probes(channel, nonce)
+                _send_probes(channel, nonce, datagram_bytes_max)
                 channel.connect()
                 await channel.wait_ready()
                 channel.check_peer(key)
@@ -230,8 +238,8 @@ async def open_channel(
         raise fault
 
 
-def _send_probes(channel: Channel, nonce: bytes) -> None:
-    room = channel.udp.payload_bytes_max
+def _send_probes(channel: Channel, nonce: bytes, datagram_bytes_max: int) -> None:
+    room = min(channel.udp.payload_bytes_max, datagram_bytes_max)
     try:
         for size in PROBE_SIZES:
             if size <= room:
@@ -284,14 +292,17 @@ async def keep_asking(channel: Channel, redial: Redial | None) -> None:
     """
     while not channel.ended:
         await channel.wait_expecting()
-        await trio.sleep(QUIET_SECONDS)
         silent_seconds = channel.silent_seconds()
+        if silent_seconds < QUIET_SECONDS:
+            await trio.sleep(QUIET_SECONDS - silent_seconds)
+            continue
         if silent_seconds >= SILENT_SECONDS_MAX:
             channel.fail(TimeoutError(f"no sign of life for {silent_seconds:.0f} s"))
         elif silent_seconds >= REBIND_SECONDS and redial is not None:
             await _rebind(channel, redial)
-        elif silent_seconds >= QUIET_SECONDS:
+        else:
             channel.ping()
+        await trio.sleep(QUIET_SECONDS)
 
 
 async def _rebind(channel: Channel, redial: Redial) -> None:

@@ -4,7 +4,6 @@ Both are sans-IO: datagrams and time in, datagrams, events and a next timer out.
 certificate is loaded, how the peer's is read, what counts as buffered, and which calls are quick.
 """
 
-import copy
 import datetime
 import functools
 import importlib
@@ -25,7 +24,7 @@ from ioc_node.bulk.parameters import taught_connection
 from ioc_node.bulk.udp import Address, Received
 from ioc_node.errors import UsageError
 from ioc_wire.bulk import BULK_ALPN
-from ioc_wire.pathprobe import BASE_DATAGRAM_BYTES, DATAGRAM_BYTES_MAX, JUMBO_DATAGRAM_BYTES
+from ioc_wire.pathprobe import BASE_DATAGRAM_BYTES, DATAGRAM_BYTES_MAX
 
 EngineName = Literal["auto", "qh3", "aioquic"]
 
@@ -183,7 +182,7 @@ class _AioquicPipe(Pipe):
 
 class _Qh3Pipe(Pipe):
     def __init__(self, connection: Any, events: Any) -> None:
-        super().__init__("qh3", connection, events, slice_bytes=1 << 20, unsent_bytes_max=8 << 20)
+        super().__init__("qh3", connection, events, slice_bytes=256 << 10, unsent_bytes_max=8 << 20)
 
     def _feed(self, received: Received, now: float) -> None:
         data, size, address = received
@@ -248,11 +247,6 @@ class Engine:
         else:
             self._server.certificate = certificate
             self._server.private_key = key
-        self._loopback_server = copy.copy(self._server)
-        if name == "qh3":
-            # The core cannot go beyond what it begins with, and begins with a congestion window of two of them.
-            self._server.max_datagram_size = JUMBO_DATAGRAM_BYTES
-            self._loopback_server.max_datagram_size = DATAGRAM_BYTES_MAX
 
     @property
     def buffers_per_turn(self) -> int:
@@ -263,7 +257,10 @@ class Engine:
         configuration = self._configuration(
             is_client=client,
             alpn_protocols=[BULK_ALPN],
-            max_datagram_size=BASE_DATAGRAM_BYTES,
+            # qh3's core never goes beyond what it begins with; aioquic takes this for what the path carries
+            max_datagram_size=DATAGRAM_BYTES_MAX
+            if self.name == "qh3" and not client
+            else BASE_DATAGRAM_BYTES,
             max_data=READER_WINDOW_BYTES if client else HOLDER_WINDOW_BYTES,
             max_stream_data=READER_WINDOW_BYTES if client else HOLDER_WINDOW_BYTES,
             idle_timeout=IDLE_SECONDS,
@@ -281,10 +278,10 @@ class Engine:
         """A connection that will call a holder."""
         return self._pipe(self._connection(configuration=self._configure(client=True)))
 
-    def open_server(self, original_id: bytes, retry_id: bytes, *, is_loopback: bool = False) -> Pipe:
+    def open_server(self, original_id: bytes, retry_id: bytes) -> Pipe:
         """A connection for a client whose address Retry has validated."""
         connection = self._connection(
-            configuration=self._loopback_server if is_loopback else self._server,
+            configuration=self._server,
             original_destination_connection_id=original_id,
             retry_source_connection_id=retry_id,
         )

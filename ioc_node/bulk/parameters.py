@@ -13,11 +13,9 @@ from typing import Any, Final
 
 from aioquic.buffer import encode_uint_var
 
-from ioc_wire.pathprobe import BASE_DATAGRAM_BYTES
+from ioc_wire.pathprobe import BASE_DATAGRAM_BYTES, DATAGRAM_BYTES_MAX
 
 MAX_UDP_PAYLOAD_SIZE: Final = 0x03
-AIOQUIC_DATAGRAM_BYTES_MAX: Final = 16_000
-"""aioquic writes the length of a frame in two bytes, of which two bits are taken."""
 
 
 def with_payload_bytes(parameters: bytes, size: int) -> bytes:
@@ -100,6 +98,6 @@ def _teach_aioquic(base: Any) -> Any:
         def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
             super()._parse_transport_parameters(data, from_session_ticket)
             if not self._is_client:
-                self._max_datagram_size = min(payload_bytes(data), AIOQUIC_DATAGRAM_BYTES_MAX)
+                self._max_datagram_size = min(payload_bytes(data), DATAGRAM_BYTES_MAX)
 
     return Connection

@@ -92,9 +92,11 @@ class Channel:
             while self._fault is None and not self._has_room(len(piece)):
                 self._writable = trio.Event()
                 await self._writable.wait()
+            if self._turnstile.share_seconds() <= 0:
+                await self._turnstile.admit()
             self._sent_bytes += len(piece)
             self._apply(self.pipe.send, STREAM, piece)
-            await self._turnstile.admit()
+            await trio.lowlevel.checkpoint()
 
     async def receive_exactly(self, count: int) -> bytes:
         """The next `count` bytes; raises `ChannelBroken` when fewer are to come."""
@@ -252,11 +254,13 @@ class Channel:
 
     def _apply(self, call: Callable[..., None], *args: object, **kwargs: object) -> None:
         self._raise_fault()
+        began = self._turnstile.clock()
         try:
             call(*args, **kwargs)
         except EngineError as error:
             self._give_up(error)
             return
+        self._turnstile.charge(began)
         self._turn(trio.current_time())
 
     def _turn(self, now: float) -> None:

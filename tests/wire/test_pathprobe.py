@@ -36,7 +36,7 @@ def test_a_probe_is_no_quic_packet() -> None:
         assert kind < 0x40  # RFC 9443 section 4: QUIC's are 64 to 127 and 192 to 255, STUN's end at 3
 
 
-@pytest.mark.parametrize(("nonce", "size"), [(b"short", 1200), (NONCE, 15), (NONCE, 32_001)])
+@pytest.mark.parametrize(("nonce", "size"), [(b"short", 1200), (NONCE, 15), (NONCE, 8953)])
 def test_impossible_probes_are_refused(nonce: bytes, size: int) -> None:
     with pytest.raises(ValueError, match="a probe has"):
         encode_probe(nonce, size)
