@@ -74,6 +74,8 @@ class NodeStatus(Message, frozen=True, tag=102):
     warnings: tuple[Warned, ...]
     reached: str = ""
     """How others reach a node that they cannot dial; empty where they can."""
+    offloads: tuple[str, ...] = ()
+    """Each offload, how it is, and how often it failed."""
 
 
 class GetPeers(Message, frozen=True, tag=103):

@@ -307,6 +307,7 @@ class Node:
             bytes_out=self.bulk.counters.bytes_sent,
             warnings=self._warnings(),
             reached=self.where.text(),
+            offloads=self.bulk.offloads.lines(),
         )
 
     def _warnings(self) -> tuple[api.Warned, ...]:
@@ -315,6 +316,7 @@ class Node:
         said = (
             ("revoked", self.revocations.own_fault or self.links.revoked_elsewhere()),
             ("delegation", self.identity.ends_soon(now=time.time())),
+            *((f"offload {name}", why) for name, why in self.bulk.offloads.refused.items()),
         )
         return (*own, *(api.Warned(what, text) for what, text in said if text))
 
@@ -530,14 +532,15 @@ async def _open_dht(config: NodeConfig, identity: Identity, store: Store) -> Asy
 
 @asynccontextmanager
 async def _open_bulk(config: NodeConfig, identity: Identity, blobs: BlobStore) -> AsyncIterator[BulkEndpoint]:
-    offloads = load_offloads(config.home / "run", config.bulk.offloads, config.bulk.offload_options)
+    loaded = load_offloads(config.home / "run", config.bulk.offloads, config.bulk.offload_options)
     async with open_bulk(
         blobs,
         identity.key,
         host=config.host,
         port=config.port + 1,
         engine=config.bulk.engine,
-        offloads=list(offloads),
+        offloads=loaded.usable,
         connections_max=config.bulk.connections_max,
     ) as bulk:
+        bulk.offloads.refused = loaded.refused
         yield bulk

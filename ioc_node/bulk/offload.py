@@ -6,11 +6,11 @@ first (`offloading.py`, which also does all the counting and timing). Whatever f
 the chunks that have arrived.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -28,6 +28,7 @@ __all__ = [
     "ENTRY_POINTS",
     "Capability",
     "Landing",
+    "Loaded",
     "Offload",
     "OffloadSource",
     "OffloadUnusable",
@@ -150,26 +151,35 @@ class Offload(Protocol):
         ...
 
 
+class Loaded(NamedTuple):
+    """The offloads that are usable here, and why others that were asked for are not."""
+
+    usable: tuple[Offload, ...]
+    refused: dict[str, str]
+
+
 def load_offloads(
     runtime_folder: Path, names: Collection[str] | None = None, options: Mapping[str, Options] | None = None
-) -> Iterator[Offload]:
-    """Every installed offload that is usable here, of those called `names` (None: all).
-
-    One that is named and cannot be used is logged with the reason: the node runs without it.
-    """
+) -> Loaded:
+    """The installed offloads called `names` (None: all). The node runs without those that cannot be used."""
     found = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    usable: list[Offload] = []
+    refused: dict[str, str] = {}
     for name in sorted(found if names is None else names):
         if name not in found:
-            _log.warning("offload_unknown", offload=name, installed=sorted(found))
+            refused[name] = f"no offload of that name is installed; there are {', '.join(sorted(found))}"
             continue
         try:
             offload: Offload = found[name].load()(runtime_folder, (options or {}).get(name, {}))
+            capability = offload.probe()
         except Exception as error:  # noqa: BLE001 a plug-in may raise anything
-            _log.warning("offload_unloadable", offload=name, error=str(error) or repr(error))
+            refused[name] = str(error) or repr(error)
             continue
-        capability = offload.probe()
         if capability.usable:
-            yield offload
+            usable.append(offload)
         else:
             offload.close()
-            _log.warning("offload_unusable", offload=name, reason=capability.reason)
+            refused[name] = capability.reason
+    for name, reason in refused.items():
+        _log.warning("offload_unusable", offload=name, reason=reason)
+    return Loaded(tuple(usable), refused)

@@ -4,7 +4,7 @@ Every failure has a kind, is counted, and costs the offload a while towards that
 kept, and the next road, in the end QUIC, brings the rest.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
@@ -63,11 +63,26 @@ class Offloads:
         self._capabilities = {offload.name: offload.probe() for offload in offloads}
         self._counters = counters
         self._standings = Standings()
+        self.refused: Mapping[str, str] = {}
+        """Offloads that were asked for and cannot be used here, and why."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of all, sorted, for this node to advertise."""
         return tuple(sorted(self._offloads))
+
+    def lines(self) -> tuple[str, ...]:
+        """For the operator: each offload, how it is, and how often it failed (QUIC took over), by kind."""
+        told = []
+        for name in self.names:
+            kinds = self._counters.fallback_kinds
+            failed = {kind: kinds[kind] for kind in sorted(kinds) if kind.startswith(f"{name}/")}
+            line = f"{name}: {self._capability(name).reason}"
+            if failed:
+                counts = ", ".join(f"{kind.partition('/')[2]} {count}" for kind, count in failed.items())
+                line += f"; failed {sum(failed.values())}× ({counts})"
+            told.append(line)
+        return tuple(told)
 
     # -- the holder's side
 

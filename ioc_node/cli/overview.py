@@ -58,6 +58,7 @@ def render_status(console: Console, found: api.NodeStatus) -> None:
             ("runtimes", ", ".join(found.runtimes)),
             ("tasks", f"{found.tasks_running} running, {found.receipts} receipts"),
             ("blobs", f"{found.blobs}, {size_text(found.blob_bytes)}"),
+            ("offloads", "; ".join(found.offloads)),
             ("moved", f"{size_text(found.bytes_in)} in, {size_text(found.bytes_out)} out"),
         ],
     )

@@ -36,7 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path) -> Offload:
-    (offload,) = load_offloads(folder, ["sendfile"], {"sendfile": {"host": "127.0.0.1"}})
+    (offload,), _ = load_offloads(folder, ["sendfile"], {"sendfile": {"host": "127.0.0.1"}})
     return offload
 
 

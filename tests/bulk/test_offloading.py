@@ -146,6 +146,7 @@ async def test_an_offload_that_hangs_is_left(
     assert (report.transport, report.reason) == ("quic/qh3", "courier failed: nothing came for 0.2 s")
     assert bob.counters.bytes_received == SIZE - ARRIVES * limits.CHUNK_BYTES
     assert bob.counters.fallback_kinds == {"courier/stalled": 1}
+    assert bob.offloads.lines() == ("courier: a folder; failed 1× (stalled 1)",)
 
 
 async def test_an_offload_that_leaves_chunks_out(alice_store: BlobStore, bob_store: BlobStore) -> None:
@@ -250,7 +251,12 @@ async def test_a_holder_that_is_stopped_in_the_middle(
 
 
 def test_only_named_offloads_are_loaded(tmp_path: Path) -> None:
-    assert [each.name for each in load_offloads(tmp_path / "a", ["shm", "telepathy"])] == ["shm"]
-    assert list(load_offloads(tmp_path / "b", [])) == []
+    usable, refused = load_offloads(tmp_path / "a", ["shm", "telepathy"])
+    assert [each.name for each in usable] == ["shm"]
+    assert list(refused) == ["telepathy"]
+    assert refused["telepathy"].startswith("no offload of that name is installed; there are shm, ucx")
+    assert load_offloads(tmp_path / "b", []) == ((), {})
     assert not (tmp_path / "b").exists()
-    assert list(load_offloads(tmp_path / "c", ["shm"], {"shm": {"speed": 9}})) == []
+    usable, refused = load_offloads(tmp_path / "c", ["shm"], {"shm": {"speed": 9}})
+    assert usable == ()
+    assert "unknown field `speed`" in refused["shm"]

@@ -123,8 +123,9 @@ async def test_what_a_killed_reader_had_is_not_fetched_again(tmp_path: Path, bob
 
 async def test_two_processes_of_one_host_share_memory(tmp_path: Path, bob_store: BlobStore) -> None:
     info = await prepare(tmp_path, SMALL)
-    offloads = list(load_offloads(tmp_path / "bob-run"))
+    offloads, refused = load_offloads(tmp_path / "bob-run")
     assert [offload.name for offload in offloads] == ["shm"]
+    assert list(refused) == ["ucx"]  # installed, but no interface is named
     async with (
         holding(tmp_path, "qh3", "shm") as (holder, _),
         open_bulk(bob_store, BOB, offloads=offloads) as bob,

@@ -50,4 +50,10 @@ async def test_a_node_runs_without_an_offload_that_cannot_be_used(
     bulk = BulkConfig(offloads=("telepathy", "ucx"), offload_options={"ucx": {"interfaces": ["nonesuch0"]}})
     async with open_three(make_home, bulk=bulk) as nodes:
         _, road = await route_and_road(nodes, tmp_path)
+        told = {each.about: each.text for each in nodes.consumer.status().warnings}
+        assert nodes.provider.status().offloads == ("shm: same host",)
     assert road == "quic/qh3 (shm: not here)"
+    assert told["offload telepathy"].startswith("no offload of that name is installed; there are ")
+    assert told["offload ucx"].startswith(
+        "bulk.offload_options.ucx: no interface nonesuch0 with an IPv4 address"
+    )
