@@ -13,8 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ioc_bootstrap.network import Network
 from ioc_node.core.interest import Interest
+from ioc_node.core.linking import ROOM, Room
 from ioc_node.core.own_catalogue import OwnCatalogue
 from ioc_node.core.trust import Trust
+from ioc_node.runtime.driver import open_background
 from ioc_node.runtime.gossip import CoreGossip, make_gossip
 from ioc_node.runtime.home import Home
 from ioc_node.runtime.links import Handlers, LinkEndpoint, LinkSettings, open_links
@@ -90,8 +92,10 @@ async def open_core(
     compare_seconds: float = 30.0,
     prepare: Any = None,
     interest: tuple[str, ...] = (),
+    room: Room = ROOM,
 ) -> AsyncIterator[CoreNode]:
-    """A core node; `prepare(gossip, handlers)` may add what its market answers."""
+    """A core node; `prepare(gossip, handlers)` may add what its market answers. It runs in a task of its own, so that
+    cancelling its `scope` ends nothing else."""
     key = key_of(name)
     gossip = make_gossip(
         public_bytes(key),
@@ -99,24 +103,30 @@ async def open_core(
         compare_seconds=compare_seconds,
         shelf=shelf,
         interest=Interest.told(interest),
+        room=room,
     )
     handlers = Handlers()
     gossip.register(handlers)
     if prepare is not None:
         prepare(gossip, handlers)
     roles = roles or ("regional",)
-    with trio.CancelScope() as scope:
-        async with (
-            open_links(
-                key, NETWORK, host="127.0.0.1", port=port, codec=NODE_CODEC, handlers=handlers,
-                roles=roles, chain=delegated(name, "cn", *roles), settings=SETTINGS,
-            ) as links,
-            trio.open_nursery() as nursery,
-        ):  # fmt: skip
-            nursery.start_soon(gossip.run, links)
-            await trio.testing.wait_all_tasks_blocked()
-            yield CoreNode(links, gossip, scope)
-            nursery.cancel_scope.cancel()
+
+    async def run(task_status: trio.TaskStatus[CoreNode]) -> None:
+        with trio.CancelScope() as scope:
+            async with (
+                open_links(
+                    key, NETWORK, host="127.0.0.1", port=port, codec=NODE_CODEC, handlers=handlers,
+                    roles=roles, chain=delegated(name, "cn", *roles), settings=SETTINGS,
+                ) as links,
+                trio.open_nursery() as nursery,
+            ):  # fmt: skip
+                nursery.start_soon(gossip.run, links)
+                await trio.testing.wait_all_tasks_blocked()
+                task_status.started(CoreNode(links, gossip, scope))
+                await trio.sleep_forever()
+
+    async with open_background() as nursery:
+        yield await nursery.start(run)
 
 
 @dataclass
