@@ -161,7 +161,8 @@ class ContactBook:
             return []
         self._wake = None
         self._forget_silent(now, linked)
-        due = [key for key, known in self._known.items() if known.dial_at <= now and key not in linked]
+        until = now if room > 0 else now + DIAL_SECONDS / 2  # nobody is dialed: put off many at once
+        due = [key for key, known in self._known.items() if known.dial_at <= until and key not in linked]
         due.sort(key=lambda key: not self._known[key].sure)
         for key in due[max(room, 0) :]:
             self._put_off(self._known[key], now)

@@ -1,7 +1,7 @@
 """Whom to tell of heads and status: everybody in a full mesh, the tree's eager neighbours where there are too many.
 
 The mesh says whether it is too wide for everybody to tell everybody (`Mesh.wide`). Then a node keeps a few neighbours
-(`neighbours`) and tells along a tree between them (`plumtree`). Until it has one, it tells a few at random.
+(`neighbours`) and tells along a tree between them (`plumtree`). Until it has some, it tells a few at random.
 """
 
 from collections import defaultdict
@@ -15,6 +15,7 @@ from ioc_node.core.mesh import DISBELIEVE_SECONDS, Mesh
 from ioc_node.core.neighbours import Neighbours
 from ioc_node.core.packing import in_steps, pack_statuses
 from ioc_node.core.plumtree import Item, Plumtree
+from ioc_node.core.rates import RateTable
 from ioc_node.core.replica import HeldStatus
 from ioc_wire import limits
 from ioc_wire.codec import Message
@@ -22,6 +23,11 @@ from ioc_wire.gossip import HeadNews, HeadsAnnounced
 from ioc_wire.plumtree import Graft, IHave, Mark, Neighbour, Prune, Standing, TreeMessage
 from ioc_wire.signed import Signed
 
+NEIGHBOURS_MIN: Final = 2
+"""With fewer a node tells some at random instead: the only one might swallow all."""
+ASKED_PER_SECOND: Final = 1.0
+ASKED_BURST: Final = 16.0
+"""How often one peer is listened to that speaks of being neighbours."""
 HEAD: Final = 0
 """The part of an item that is a head; status of part n of the slots is n + 1."""
 _STEP: Final = limits.NEWS_MAX // 2
@@ -35,6 +41,7 @@ class Spreading:
         self._leaf = not catalogue.interests.own.is_everything
         self.neighbours = Neighbours(chance)
         self.tree = Plumtree(leaf=self._leaf)
+        self._asked = RateTable(ASKED_PER_SECOND, ASKED_BURST)
 
     # -- news that is held here
 
@@ -73,7 +80,7 @@ class Spreading:
     ) -> dict[bytes, list[Item]]:
         """Whom to tell of which."""
         told: defaultdict[bytes, list[Item]] = defaultdict(list)
-        if self._mesh.wide and len(self.neighbours):
+        if self._mesh.wide and len(self.neighbours) >= NEIGHBOURS_MIN:
             for item, seq in items:
                 for peer in self.tree.spread(item, seq, sender, self._tells_of(item[0]), now):
                     told[peer].append(item)
@@ -133,6 +140,8 @@ class Spreading:
         return []
 
     def _on_neighbour(self, peer: bytes, standing: Standing, now: float) -> list[Notify]:
+        if not self._asked.take(peer, now):
+            return []
         known = self._mesh.peers[peer]
         leaf = not self._replicates_all(peer)
         if not self._mesh.wide or known.disbelieved_until > now or (leaf and self._leaf):

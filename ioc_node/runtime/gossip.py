@@ -8,8 +8,8 @@ of the nursery that `run` keeps; the machine itself never waits.
 import datetime
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 import structlog
 import trio
@@ -17,7 +17,6 @@ import trio
 from ioc_node.core import gossip_events as ev
 from ioc_node.core.catalogue import Catalogue
 from ioc_node.core.chance import Chance
-from ioc_node.core.entry_book import EntryBook
 from ioc_node.core.gossip import COMPARE_SECONDS, Gossip
 from ioc_node.core.interest import EVERYTHING, Interest
 from ioc_node.core.linking import ROOM, Room
@@ -25,7 +24,8 @@ from ioc_node.core.packing import in_steps, pack_news
 from ioc_node.core.rates import RateTable
 from ioc_node.core.replica import Replica
 from ioc_node.core.trust import Trust
-from ioc_node.errors import PeerUnreachable, StorageFull
+from ioc_node.errors import PeerUnreachable
+from ioc_node.runtime.catalogue_saving import Saving, Shelf
 from ioc_node.runtime.driver import open_background
 from ioc_node.runtime.entry_pages import FETCH_BYTES_MAX, PageTaker, fetch_entries, send_held
 from ioc_node.runtime.link_flow import ByteBudget
@@ -57,9 +57,6 @@ log = structlog.get_logger()
 
 FETCH_STALL_SECONDS: Final = 20.0
 """A peer that sends no page of a fetch for so long is passed over."""
-STORE_AGAIN_SECONDS: Final = 5.0
-STORE_LAST_SECONDS: Final = 2.0
-"""What is unsaved when the node stops is stored within so long, or fetched again later."""
 PUBLISH_SECONDS: Final = 60.0
 """How long the answer to a publisher waits for its entries."""
 TASKS_MAX: Final = 512
@@ -72,16 +69,6 @@ HEADS_STEP: Final = 16
 
 Changed = Callable[[bytes, tuple[int, ...] | None], None]
 StatusTold = Callable[[bytes, int], None]
-
-
-class Shelf(EntryBook, Protocol):
-    """Where a catalogue survives a restart; see `ioc_node.runtime.catalogue_store`."""
-
-    async def load(self, catalogue: Catalogue, *, unix: float) -> None: ...
-
-    async def save(self, news: Mapping[bytes, Sequence[wire.HeadNews]]) -> None: ...
-
-    async def wait_for_room(self) -> None: ...
 
 
 def name_of(key: bytes) -> str:
@@ -111,6 +98,7 @@ class CoreGossip:
     def __init__(self, machine: Gossip, shelf: Shelf | None = None) -> None:
         self.machine = machine
         self._shelf = shelf
+        self._saving = Saving(machine.catalogue)
         self._outbox = Outbox(machine.catalogue, self._link)
         self.catalogue = machine.catalogue
         self._links: LinkEndpoint | None = None
@@ -119,8 +107,6 @@ class CoreGossip:
         self._fetching = ByteBudget(FETCH_BYTES_MAX)
         self._changed: list[Changed] = []
         self._status_told: list[StatusTold] = []
-        self._unsaved: set[bytes] = set()
-        self._saving = trio.Event()
         self._publishing: dict[bytes, trio.Event] = {}
         self._refusals: dict[bytes, WireError] = {}
         self._wake = trio.Event()
@@ -179,8 +165,7 @@ class CoreGossip:
             case ev.Dial(contact):
                 self._start(self._dial, contact)
             case ev.Persist(provider):
-                self._unsaved.add(provider)
-                self._saving.set()
+                self._saving.note(provider)
             case ev.CatalogueChanged(provider, slots):
                 for tell in self._changed:
                     tell(provider, slots)
@@ -420,7 +405,7 @@ class CoreGossip:
             links.on_link_up(self.link_up)
             links.on_link_down(self.link_down)
             if shelf is not None:
-                nursery.start_soon(self._save, shelf)
+                nursery.start_soon(self._saving.run, shelf)
             for provider in self.catalogue.providers():
                 for tell in self._changed:
                     tell(provider, None)
@@ -440,34 +425,6 @@ class CoreGossip:
         self.catalogue.interests.told.pop(link.peer.key, None)
         self.catalogue.interests.guest_left(link.peer.key, unix=time.time())
         self.feed(ev.LinkDown(link.peer.key))
-
-    # -- persistence
-
-    async def _save(self, shelf: Shelf) -> None:
-        """Store what changed, gathered over a moment, until cancelled; then once more."""
-        try:
-            while True:
-                await self._saving.wait()
-                await trio.sleep(0.1)
-                await self._save_now(shelf)
-        finally:
-            with trio.move_on_after(STORE_LAST_SECONDS, shield=True):
-                await self._save_now(shelf)
-
-    async def _save_now(self, shelf: Shelf) -> None:
-        self._saving = trio.Event()
-        changed, self._unsaved = self._unsaved, set()
-        if not changed:
-            return
-        replicas = {provider: self.catalogue.replica(provider) for provider in changed}
-        try:
-            await shelf.save({key: one.news() if one is not None else () for key, one in replicas.items()})
-        except StorageFull as error:
-            # Nothing is lost: what cannot be stored here is fetched from others after a restart.
-            log.error("catalogue_not_stored", error=str(error))
-            self._unsaved |= changed
-            self._saving.set()
-            await trio.sleep(STORE_AGAIN_SECONDS)
 
 
 def make_gossip(

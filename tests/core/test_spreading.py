@@ -122,6 +122,14 @@ def test_who_grafts_everything_is_told_so_much_and_no_more() -> None:
     assert mesh.machines[0].handle(ev.TreeReceived(stranger, graft), now=mesh.now) == []
 
 
+def test_who_asks_without_end_is_not_answered_without_end() -> None:
+    mesh = grown()
+    machine = mesh.machines[0]
+    stranger = next(key for key in mesh.keys[1:] if key not in machine.neighbours)
+    answers = [machine.handle(ev.TreeReceived(stranger, Neighbour("ask")), now=mesh.now) for _ in range(50)]
+    assert 0 < sum(map(bool, answers)) <= 17
+
+
 def test_who_prunes_everybody_is_told_names() -> None:
     mesh = grown()
     quiet = 7

@@ -48,6 +48,18 @@ def test_latency() -> None:
     check("latency", MATRIX)
 
 
+@slow
+@long
+def test_gossip() -> None:
+    check("gossip")
+
+
+@slow
+@long
+def test_membership() -> None:
+    check("membership")
+
+
 def test_the_page_is_made_from_the_json_alone(tmp_path: Path) -> None:
     rows = [
         {"sybils": 20, "groups": groups, "dht": float(groups < 20), "bucket_rule_only": 0.25, "race": 1.0}

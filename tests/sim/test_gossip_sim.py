@@ -56,6 +56,15 @@ def test_the_command_shows_the_figures() -> None:
     assert json.loads(done.output)["head_99_p99_s"] <= 2
 
 
+def test_where_there_are_too_many_for_a_full_mesh_a_tree_brings_one_copy_each() -> None:
+    options = GossipOptions(nodes=72, changes=8, providers=4, partition_seconds=0)
+    figures = GossipSimulation(options).run()
+    assert figures["within_2s_share"] == 1
+    assert figures["reached_share"] == 1
+    assert figures["copies_per_head"] < 2
+    assert figures["tree_parts"] == 1
+
+
 @pytest.mark.slow
 def test_fifty_core_nodes_meet_the_goal() -> None:
     figures = GossipSimulation(GossipOptions(nodes=50)).run()
@@ -65,7 +74,8 @@ def test_fifty_core_nodes_meet_the_goal() -> None:
 
 @pytest.mark.slow
 def test_more_core_nodes_than_links_still_heal() -> None:
-    options = GossipOptions(nodes=160, changes=5, providers=5, partition_seconds=120)
+    options = GossipOptions(nodes=160, changes=20, providers=5, partition_seconds=120)
     figures = GossipSimulation(options).run()
+    assert figures["copies_per_head"] < 2
     assert figures["head_99_p99_s"] <= 2
     assert figures["healed_s"] <= figures["compare_s"]

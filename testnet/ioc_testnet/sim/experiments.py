@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from ioc_testnet.sim.core_experiments import gossip, membership
 from ioc_testnet.sim.options import SimOptions
 from ioc_testnet.sim.simulation import Progress, Simulation
 from ioc_testnet.sim.sweeps import compare_sweeps
+from ioc_testnet.sim.thresholds import threshold
 
 Experiment = Callable[[str | None, Progress], dict[str, Any]]
 
@@ -52,9 +54,9 @@ def resilience(latency: str | None, progress: Progress) -> dict[str, Any]:
         "experiment": "resilience",
         "rows": rows,
         "thresholds": [
-            _threshold("success, 30 % churn + 20 % malicious", rows[1]["success"], 0.999),
-            _threshold("success, 30 % churn + 50 % malicious", rows[2]["success"], 0.99),
-            _threshold("replica recall, 30 % churn + 20 % malicious", rows[1]["replica_recall"], 0.95),
+            threshold("success, 30 % churn + 20 % malicious", rows[1]["success"], 0.999),
+            threshold("success, 30 % churn + 50 % malicious", rows[2]["success"], 0.99),
+            threshold("replica recall, 30 % churn + 20 % malicious", rows[1]["replica_recall"], 0.95),
         ],
     }
 
@@ -83,10 +85,10 @@ def sybils(latency: str | None, progress: Progress) -> dict[str, Any]:
         "nodes": SYBILS.nodes,
         "trials": SYBILS.trials,
         "thresholds": [
-            _threshold(
+            threshold(
                 "DHT alone, fewer than 20 groups (the caps' prediction)", min(r["dht"] for r in held), 1.0
             ),
-            _threshold("race with two core nodes, all groups", min(r["race"] for r in rows), 1.0),
+            threshold("race with two core nodes, all groups", min(r["race"] for r in rows), 1.0),
         ],
     }
 
@@ -102,9 +104,9 @@ def sweep(latency: str | None, progress: Progress) -> dict[str, Any]:
         **found,
         "fewer_lookups": round(fewer, 6),
         "thresholds": [
-            _threshold("share of lookups saved", fewer, 0.97),
-            _threshold("agreement of the real machines' lookups with the plan", 1 - drift, 0.8),
-            _threshold("replicas that hold their record after the real sweeps", check["replicas_held"], 0.99),
+            threshold("share of lookups saved", fewer, 0.97),
+            threshold("agreement of the real machines' lookups with the plan", 1 - drift, 0.8),
+            threshold("replicas that hold their record after the real sweeps", check["replicas_held"], 0.99),
         ],
     }
 
@@ -117,12 +119,8 @@ def latency(latency: str | None, progress: Progress) -> dict[str, Any]:
         "experiment": "latency",
         "rows": rows,
         "matrix": latency is not None,
-        "thresholds": [_threshold(f"success, {row['nodes']:,} nodes", row["success"], 1.0) for row in rows],
+        "thresholds": [threshold(f"success, {row['nodes']:,} nodes", row["success"], 1.0) for row in rows],
     }
-
-
-def _threshold(what: str, value: float, least: float) -> dict[str, Any]:
-    return {"what": what, "value": round(value, 6), "least": least, "held": value >= least}
 
 
 EXPERIMENTS: Final[dict[str, Experiment]] = {
@@ -130,4 +128,6 @@ EXPERIMENTS: Final[dict[str, Experiment]] = {
     "sybils": sybils,
     "sweep": sweep,
     "latency": latency,
+    "gossip": gossip,
+    "membership": membership,
 }

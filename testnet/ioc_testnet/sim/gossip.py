@@ -36,6 +36,8 @@ REMEMBERED: Final = 8
 SETTLE_SECONDS: Final = 60.0
 CHANGE_SECONDS: Final = 1.0
 HEAL_SECONDS_MAX: Final = 600.0
+GOAL_SECONDS: Final = 2.0
+"""Within so long 99 % of the core nodes that speak are to have a head."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,7 @@ class GossipSimulation:
             "head_99_p50_s": round(percentile(heads, 50), 4),
             "head_99_p99_s": round(percentile(heads, 99), 4),
             "status_99_p99_s": round(percentile(statuses, 99), 4),
+            "within_2s_share": round(sum(each <= GOAL_SECONDS for each in heads) / len(heads), 6),
             "reached_share": round(self._spread.reached_share("head", speaking), 6),
             "copies_per_head": round(copies, 3),
             "sent_per_head": round(sent, 3),

@@ -11,8 +11,10 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from ioc_testnet.sim.core_page import draw_gossip, draw_membership, tell_gossip, tell_membership
+from ioc_testnet.sim.markdown import COLOURS, row_of, table_of
+
 _DPI: Final = 110
-_COLOURS: Final = ("#1b6ca8", "#d1495b", "#3a8f5c", "#8a6fb0")
 
 
 def write_page(out: Path) -> None:
@@ -47,31 +49,20 @@ malicious or not, are dead in everyone's tables, from one moment on. *Asked*: se
 """
 
 
-def _row(*cells: object) -> str:
-    return (
-        "| " + " | ".join(f"{cell:,.3f}" if isinstance(cell, float) else f"{cell}" for cell in cells) + " |"
-    )
-
-
-def _table(head: str, rows: list[str]) -> str:
-    columns = [cell.strip() for cell in head.split("|")]
-    return "\n".join([_row(*columns), "|" + "---|" * len(columns), *rows])
-
-
 def _draw_resilience(axes: Axes, result: dict[str, Any]) -> None:
     mixed = sorted(
         (row for row in result["rows"] if row["kind"] == "mixed"), key=lambda row: row["malicious"]
     )
     shares = [100 * row["malicious"] for row in mixed]
-    axes.plot(shares, [row["success"] for row in mixed], "o-", color=_COLOURS[0], label="success, mixed")
+    axes.plot(shares, [row["success"] for row in mixed], "o-", color=COLOURS[0], label="success, mixed")
     axes.plot(
         shares,
         [row["replica_recall"] for row in mixed],
         "s--",
-        color=_COLOURS[2],
+        color=COLOURS[2],
         label="replica recall, mixed",
     )
-    for kind, colour in (("lying", _COLOURS[1]), ("inventing", _COLOURS[3])):
+    for kind, colour in (("lying", COLOURS[1]), ("inventing", COLOURS[3])):
         rows = [row for row in result["rows"] if row["kind"] == kind]
         axes.plot([100 * row["malicious"] for row in rows], [row["success"] for row in rows], "^", color=colour,
                   label=f"success, {kind}")  # fmt: skip
@@ -84,17 +75,17 @@ def _draw_resilience(axes: Axes, result: dict[str, Any]) -> None:
 
 def _tell_resilience(result: dict[str, Any]) -> str:
     rows = [
-        _row(f"{row['malicious']:.0%} {row['kind']}", row["trials"], f"{row['success']:.4f}", f"{row['newest']:.4f}",
+        row_of(f"{row['malicious']:.0%} {row['kind']}", row["trials"], f"{row['success']:.4f}", f"{row['newest']:.4f}",
              f"{row['replica_recall']:.4f}", f"{row['hops_p50']} / {row['hops_p99']}", row["messages_per_lookup"],
              f"{row['latency_p50_ms']:.0f} / {row['latency_p99_ms']:.0f}", f"{row['seconds']:.0f}")
         for row in result["rows"]
     ]  # fmt: skip
     head = "malicious | reads | success | of them newest | recall | hops p50 / p99 | asked | ms p50 / p99 | run took s"
-    return _table(head, rows)
+    return table_of(head, rows)
 
 
 def _draw_sybils(axes: Axes, result: dict[str, Any]) -> None:
-    for count, colour in zip(sorted({row["sybils"] for row in result["rows"]}), _COLOURS, strict=False):
+    for count, colour in zip(sorted({row["sybils"] for row in result["rows"]}), COLOURS, strict=False):
         rows = [row for row in result["rows"] if row["sybils"] == count]
         groups = [row["groups"] for row in rows]
         axes.plot(groups, [row["dht"] for row in rows], "o-", color=colour, label=f"{count} Sybils, ours")
@@ -112,7 +103,7 @@ def _draw_sybils(axes: Axes, result: dict[str, Any]) -> None:
 
 def _tell_sybils(result: dict[str, Any]) -> str:
     rows = [
-        _row(r["sybils"], r["groups"], r["dht"], r["bucket_rule_only"], r["race"]) for r in result["rows"]
+        row_of(r["sybils"], r["groups"], r["dht"], r["bucket_rule_only"], r["race"]) for r in result["rows"]
     ]
     note = (
         "Keys are ground as long as it takes on average until all Sybils lie nearer to the key than honest servers; "
@@ -126,19 +117,19 @@ def _tell_sybils(result: dict[str, Any]) -> str:
         "verified catalogue, in which Sybils of the DHT have no part."
     )
     return (
-        fill(note, 118) + "\n\n" + _table("Sybils | /24s | DHT alone, ours | bucket rule only | race", rows)
+        fill(note, 118) + "\n\n" + table_of("Sybils | /24s | DHT alone, ours | bucket rule only | race", rows)
     )
 
 
 def _draw_sweep(axes: Axes, result: dict[str, Any]) -> None:
     one, planned = result["per_record"], result["planned"]
     labels = ["lookups", "messages with records"]
-    axes.bar([0, 1], [one["lookups"], planned["writes"]], width=0.35, color=_COLOURS[1], label="one by one")
+    axes.bar([0, 1], [one["lookups"], planned["writes"]], width=0.35, color=COLOURS[1], label="one by one")
     axes.bar(
         [0.38, 1.38],
         [planned["lookups"], planned["record_messages"]],
         width=0.35,
-        color=_COLOURS[0],
+        color=COLOURS[0],
         label="sweep",
     )
     for x, value in ((0, one["lookups"]), (0.38, planned["lookups"]), (1, planned["writes"]),
@@ -178,10 +169,10 @@ def _draw_latency(axes: Axes, result: dict[str, Any]) -> None:
     rows = result["rows"]
     places = range(len(rows))
     for offset, key, label, colour in (
-        (-0.3, "one_hop_p50_ms", "one hop to the quickest holder, median", _COLOURS[2]),
-        (-0.1, "latency_p50_ms", "read, median", _COLOURS[0]),
+        (-0.3, "one_hop_p50_ms", "one hop to the quickest holder, median", COLOURS[2]),
+        (-0.1, "latency_p50_ms", "read, median", COLOURS[0]),
         (0.1, "one_hop_p99_ms", "one hop, p99", "#9fcfb0"),
-        (0.3, "latency_p99_ms", "read, p99", _COLOURS[1]),
+        (0.3, "latency_p99_ms", "read, p99", COLOURS[1]),
     ):
         bars = axes.bar(
             [place + offset for place in places],
@@ -202,7 +193,7 @@ def _draw_latency(axes: Axes, result: dict[str, Any]) -> None:
 
 def _tell_latency(result: dict[str, Any]) -> str:
     rows = [
-        _row(f"{r['nodes']:,}", f"{r['success']:.4f}", f"{r['hops_p50']} / {r['hops_p99']}", r["messages_per_lookup"],
+        row_of(f"{r['nodes']:,}", f"{r['success']:.4f}", f"{r['hops_p50']} / {r['hops_p99']}", r["messages_per_lookup"],
              f"{r['latency_p50_ms']:.0f} / {r['latency_p99_ms']:.0f}",
              f"{r['one_hop_p50_ms']:.0f} / {r['one_hop_p99_ms']:.0f}",
              f"{r['seconds']:.0f}", f"{r['memory_mb']:,.0f}")
@@ -216,7 +207,7 @@ def _tell_latency(result: dict[str, Any]) -> str:
         "process's peak memory so far."
     )
     head = "servers | success | hops p50 / p99 | asked | read ms p50 / p99 | one hop ms p50 / p99 | run took s | MB"
-    return fill(note, 118) + "\n\n" + _table(head, rows)
+    return fill(note, 118) + "\n\n" + table_of(head, rows)
 
 
 _PARTS: Final = {
@@ -224,4 +215,6 @@ _PARTS: Final = {
     "sybils": ("Sybils beside a key", _draw_sybils, _tell_sybils),
     "sweep": ("Publishing by sweep", _draw_sweep, _tell_sweep),
     "latency": ("Latency", _draw_latency, _tell_latency),
+    "gossip": ("News between core nodes", draw_gossip, tell_gossip),
+    "membership": ("False suspicions", draw_membership, tell_membership),
 }
