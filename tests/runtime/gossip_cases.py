@@ -93,6 +93,7 @@ async def open_core(
     prepare: Any = None,
     interest: tuple[str, ...] = (),
     room: Room = ROOM,
+    settings: LinkSettings = SETTINGS,
 ) -> AsyncIterator[CoreNode]:
     """A core node; `prepare(gossip, handlers)` may add what its market answers. It runs in a task of its own, so that
     cancelling its `scope` ends nothing else."""
@@ -110,23 +111,28 @@ async def open_core(
     if prepare is not None:
         prepare(gossip, handlers)
     roles = roles or ("regional",)
+    leaving, left = trio.Event(), trio.Event()
 
     async def run(task_status: trio.TaskStatus[CoreNode]) -> None:
         with trio.CancelScope() as scope:
             async with (
                 open_links(
                     key, NETWORK, host="127.0.0.1", port=port, codec=NODE_CODEC, handlers=handlers,
-                    roles=roles, chain=delegated(name, "cn", *roles), settings=SETTINGS,
+                    roles=roles, chain=delegated(name, "cn", *roles), settings=settings,
                 ) as links,
                 trio.open_nursery() as nursery,
             ):  # fmt: skip
                 nursery.start_soon(gossip.run, links)
                 await trio.testing.wait_all_tasks_blocked()
                 task_status.started(CoreNode(links, gossip, scope))
-                await trio.sleep_forever()
+                await leaving.wait()
+                nursery.cancel_scope.cancel()
+        left.set()
 
     async with open_background() as nursery:
         yield await nursery.start(run)
+        leaving.set()
+        await left.wait()
 
 
 @dataclass

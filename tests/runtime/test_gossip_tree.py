@@ -6,12 +6,15 @@ from contextlib import AsyncExitStack
 from ioc_node.core import gossip_events as ev
 from ioc_node.core.linking import Room
 from ioc_node.core.own_catalogue import OwnCatalogue
+from ioc_node.runtime.links import LinkSettings
 from ioc_wire.gossip import HeadNews
 from tests.runtime.gossip_cases import CoreNode, delegated, host_record, key_of, open_core, until
 
 COUNT = 9
 ROOM = Room(mesh_max=4, mesh_again=3)
-SECONDS = 30
+PATIENT = LinkSettings(handshake_seconds=20.0, dial_seconds=20.0, close_seconds=0.3)
+"""All dial each other at once."""
+SECONDS = 50
 """Nothing takes so long: neighbours are found within seconds, a graft takes half a second."""
 
 
@@ -56,7 +59,9 @@ def inner(publisher: Publisher) -> CoreNode:
 async def test_a_head_comes_once_to_everybody_and_no_inner_node_stops_it() -> None:
     async with AsyncExitStack() as stack:
         nodes = [
-            await stack.enter_async_context(open_core(f"core{n}", room=ROOM, compare_seconds=3600))
+            await stack.enter_async_context(
+                open_core(f"core{n}", room=ROOM, compare_seconds=3600, settings=PATIENT)
+            )
             for n in range(COUNT)
         ]
         for node in nodes:  # as membership tells it
