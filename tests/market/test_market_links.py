@@ -77,8 +77,9 @@ async def test_every_core_node_answers_the_same_bytes_also_without_the_home() ->
         nothing = await agreed(two, nodes, 0, cores=64)
         assert [removal.condition for removal in nothing.removals] == ["cores"]
 
-        nodes[0].scope.cancel()
         left = nodes[1:]
+        await until(lambda: left[0].contact.key in left[1].links.links, 20)  # they know each other by now
+        nodes[0].scope.cancel()
         late = "ioc:cn.r3301.20001/gen/3301/az1/h9"
         one.put(late)
         await until(lambda: all(node.gossip.catalogue.find(late) is not None for node in left), 20)
