@@ -25,6 +25,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import ioc_node
+from bench.bulk_streams import measure_stream
 from bench.report import Row, median, report
 from ioc_bootstrap.network import create_network, sign_network
 from ioc_node.bulk.blobs import BlobStore
@@ -297,8 +298,6 @@ def main() -> None:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
         trio.run(ROLES[options.role[0]], *options.role[1:])
         return
-    from bench.bulk import measure as measure_stream
-
     runs = 1 if options.quick else options.runs
     size = 100_000_000 if options.quick else 500_000_000
     stream = median([measure_stream("qh3", size) for _ in range(runs)])

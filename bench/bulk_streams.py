@@ -52,6 +52,12 @@ def measure_rows(*, quick: bool, runs: int) -> tuple[list[Row], list[str]]:
     return list(_rows(found, runs)), notes
 
 
+def measure_stream(engine: str, size: int) -> float:
+    """MB/s of one connection with datagrams as large as the path carries."""
+    with _Server(engine) as server:
+        return float(_end("fetch", engine, server.port, size, 1, ANY)["mb_s"])
+
+
 def _rows(found: Samples, runs: int) -> Iterator[Row]:
     def row(
         name: str, unit: str, ours: str, peer: str | None, peer_name: str | None, better: str = "higher"
