@@ -15,11 +15,13 @@ from ioc_node.bulk.meeting import Dialer
 from ioc_node.bulk.quic import Channel, ChannelBroken
 from ioc_node.bulk.schedule import WINDOW_MAX
 from ioc_node.bulk.tickets import make_claim
+from ioc_node.runtime.throttle import Lane
 from ioc_wire import limits
 from ioc_wire.bulk import (
     BULK_VERSION,
     CHUNK_FRAME,
     CHUNK_INDEX,
+    FRAME_HEADER,
     Accept,
     Challenge,
     ChunkRange,
@@ -35,6 +37,7 @@ from ioc_wire.bulk import (
     chunk_count,
     chunk_length,
     decode_frame,
+    decode_frame_header,
     format_blob_id,
     ticket_digest,
 )
@@ -43,16 +46,21 @@ from ioc_wire.errors import BlobCorrupt, Malformed, WireError, error_of
 RECEIVED_BYTES_MAX: Final = (WINDOW_MAX + 1) * limits.CHUNK_BYTES
 STALL_SECONDS: Final = 15.0
 """A holder that owes something and sends nothing for so long is treated as gone."""
+CHUNK_SECONDS_MAX: Final = 300.0
+"""One that sends a little now and then, as it does under a low ceiling, has so long for a chunk."""
 
 
 class Reading:
     """A connection on which a ticket was claimed. Made by `open_reading`."""
 
-    def __init__(self, channel: Channel, ticket: Ticket, scope: trio.CancelScope) -> None:
+    def __init__(self, channel: Channel, ticket: Ticket, scope: trio.CancelScope, lane: Lane) -> None:
         self.ticket = ticket
         self.size = 0
         self._channel = channel
         self._scope = scope
+        self._lane = lane
+        self._waiting: deque[int] = deque()
+        """Chunks that ceilings do not let us ask for yet."""
         self._asked: deque[int] = deque()
 
     async def claim(self, key: Ed25519PrivateKey) -> None:
@@ -89,30 +97,62 @@ class Reading:
         return tuple(chunks)
 
     async def ask(self, indexes: Sequence[int]) -> None:
-        """Ask for chunks; they arrive in this order, after those asked for before."""
-        await send_message(self._channel, Want(tuple(_ranges(indexes)), len(indexes)))
-        self._asked.extend(indexes)
+        """Ask for chunks; they arrive in this order, after those asked for before. Where a ceiling applies, the holder
+        hears of each only when its turn has come."""
+        self._waiting.extend(indexes)
+        await self._ask_in_turn()
+
+    async def _ask_in_turn(self) -> None:
+        """Ask for as much as may come now; wait for a turn only while nothing else is on its way."""
+        free: list[int] = []
+        while self._waiting:
+            size = chunk_length(self.size, self._waiting[0])
+            if not self._lane.take_nowait(size):
+                if free or self._asked:
+                    break
+                await self._lane.take(size)
+            free.append(self._waiting.popleft())
+        if free:
+            await send_message(self._channel, Want(tuple(_ranges(free)), len(free)))
+            self._asked.extend(free)
 
     async def receive_chunk(self) -> tuple[int, memoryview]:
         """The next chunk that was asked for, of the right length, not yet verified."""
-        self.expect(True)
+        await self._ask_in_turn()
         index = self._asked.popleft()
-        found, data = await self._receive()
+        found, data = _chunk_of(*await self._receive_patiently())
         if found != index or len(data) != chunk_length(self.size, index):
             blob = format_blob_id(self.ticket.blob)
             raise BlobCorrupt(f"asked for chunk {index} of {blob}, got {len(data)} bytes of chunk {found}")
-        self.expect(False)
         return index, data
 
-    async def ask_small(self, secrets: Sequence[bytes]) -> None:
-        """Ask for whole small blobs."""
+    async def _receive_patiently(self) -> tuple[int, bytes]:
+        """A frame, for as long as something of it keeps coming."""
+        began = trio.current_time()
+        header = await self._wait_for(FRAME_HEADER.size, began)
+        kind, length = decode_frame_header(header)
+        return kind, await self._wait_for(length, began)
+
+    async def _wait_for(self, count: int, began: float) -> bytes:
+        while True:
+            with trio.move_on_after(STALL_SECONDS):
+                return await self._channel.receive_exactly(count)
+            now = trio.current_time()
+            if now - max(self._channel.data_at, began) >= STALL_SECONDS:
+                raise ChannelBroken(f"{self._channel.peer[0]} sent nothing for {STALL_SECONDS:g} s")
+            if now - began >= CHUNK_SECONDS_MAX:
+                raise ChannelBroken(f"{self._channel.peer[0]} took {CHUNK_SECONDS_MAX:g} s for a chunk")
+
+    async def ask_small(self, secrets: Sequence[bytes], size: int) -> None:
+        """Ask for whole small blobs, of `size` bytes in all."""
+        await self._lane.take(size)
         await send_message(self._channel, WantSmall(tuple(secrets)))
 
     async def receive_small(self, place: int, size: int) -> memoryview | WireError:
         """The small blob at `place` of a question, not yet verified, or why it does not come."""
         self.expect(True)
         try:
-            found, data = await self._receive()
+            found, data = _chunk_of(*await receive_frame(self._channel))
         except _NotThisOne as missed:
             if missed.place != place:
                 raise Malformed(f"missed {missed.place} instead of {place}") from None
@@ -122,18 +162,6 @@ class Reading:
         self.expect(False)
         return data
 
-    async def _receive(self) -> tuple[int, memoryview]:
-        kind, payload = await receive_frame(self._channel)
-        if kind == CHUNK_FRAME:
-            (found,) = CHUNK_INDEX.unpack_from(payload)
-            return found, memoryview(payload)[CHUNK_INDEX.size :]
-        message = decode_frame(kind, payload)
-        if isinstance(message, Refusal):
-            raise error_of(message.code, message.detail)
-        if isinstance(message, Missed):
-            raise _NotThisOne(message.place, error_of(message.code, message.detail))
-        raise Malformed(f"expected a chunk, got {type(message).__name__}")
-
 
 class _NotThisOne(Exception):
     def __init__(self, place: int, error: WireError) -> None:
@@ -142,18 +170,30 @@ class _NotThisOne(Exception):
         self.error = error
 
 
+def _chunk_of(kind: int, payload: bytes) -> tuple[int, memoryview]:
+    if kind == CHUNK_FRAME:
+        (found,) = CHUNK_INDEX.unpack_from(payload)
+        return found, memoryview(payload)[CHUNK_INDEX.size :]
+    message = decode_frame(kind, payload)
+    if isinstance(message, Refusal):
+        raise error_of(message.code, message.detail)
+    if isinstance(message, Missed):
+        raise _NotThisOne(message.place, error_of(message.code, message.detail))
+    raise Malformed(f"expected a chunk, got {type(message).__name__}")
+
+
 @asynccontextmanager
 async def open_reading(
-    dialer: Dialer, endpoint: Endpoint, ticket: Ticket, key: Ed25519PrivateKey
+    dialer: Dialer, endpoint: Endpoint, ticket: Ticket, key: Ed25519PrivateKey, lane: Lane
 ) -> AsyncIterator[Reading]:
-    """Connect to one endpoint of a ticket's holder and claim the ticket.
+    """Connect to one endpoint of a ticket's holder and claim the ticket. What is asked for goes through `lane`.
 
     Raises `PeerUnreachable` (come back: the connection broke, then or later), `BlobCorrupt`, or the holder's refusal.
     """
     with trio.CancelScope() as scope:
         scope.deadline = trio.current_time() + STALL_SECONDS
         async with dialer.open(ticket, endpoint, received_bytes_max=RECEIVED_BYTES_MAX) as channel:
-            reading = Reading(channel, ticket, scope)
+            reading = Reading(channel, ticket, scope, lane)
             await reading.claim(key)
             yield reading
     if scope.cancelled_caught:

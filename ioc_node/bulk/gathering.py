@@ -19,9 +19,11 @@ from ioc_node.bulk.counters import BulkCounters
 from ioc_node.bulk.fetching import Reading, open_reading
 from ioc_node.bulk.meeting import Dialer
 from ioc_node.bulk.schedule import Pace, Schedule
+from ioc_node.core.bandwidth import Traffic
 from ioc_node.errors import NodeError, PeerUnreachable, StorageUnusable
+from ioc_node.runtime.throttle import Throttle
 from ioc_wire import limits
-from ioc_wire.bulk import BlobInfo, Ticket, format_blob_id
+from ioc_wire.bulk import BlobInfo, Endpoint, Ticket, format_blob_id
 from ioc_wire.errors import BlobCorrupt, Busy, Closing, Expired, TicketRefused, WireError
 
 ATTEMPTS_MAX: Final = 14
@@ -87,6 +89,8 @@ class Gathering:
         counters: BulkCounters,
         *,
         connections: Callable[[int], int],
+        throttle: Throttle,
+        traffic: Traffic = "bulk",
     ) -> None:
         self.sources = sources
         self._dialer = dialer
@@ -95,6 +99,8 @@ class Gathering:
         self._counters = counters
         self._connections = connections
         """How many connections to each source so many bytes deserve."""
+        self._throttle = throttle
+        self._traffic = traffic
         self._info: BlobInfo | None = None
         self._schedule: Schedule | None = None
         self._begun = trio.Event()
@@ -175,10 +181,7 @@ class Gathering:
                 raise PeerUnreachable("the ticket names no endpoint; ask the holder for another")
             before = source.bytes_kept
             try:
-                async with open_reading(
-                    self._dialer, endpoints[attempt % len(endpoints)], source.ticket, self._key
-                ) as reading:
-                    await self._read(source, reading)
+                await self._read_once(source, endpoints[attempt % len(endpoints)])
                 await self._park()
                 failures, alive = 0, trio.current_time()
                 continue
@@ -204,6 +207,12 @@ class Gathering:
             await trio.sleep(_backoff_seconds(failures))
 
     # -- one connection
+
+    async def _read_once(self, source: Source, endpoint: Endpoint) -> None:
+        ticket = source.ticket
+        with self._throttle.open(ticket.holder, self._traffic, ticket.blob) as lane:
+            async with open_reading(self._dialer, endpoint, ticket, self._key, lane) as reading:
+                await self._read(source, reading)
 
     async def _read(self, source: Source, reading: Reading) -> None:
         await self._agree(reading)

@@ -47,7 +47,7 @@ class Channel:
         self.peer = peer
         self.on_ids_changed: Callable[[bytes, bool], None] = lambda _id, _added: None
         self.udp = udp
-        self.heard_at = trio.current_time()
+        self.heard_at = self.data_at = trio.current_time()
         self._turnstile = current_turnstile()
         self.received_bytes_max = received_bytes_max
         self._has_several_paths = False
@@ -332,6 +332,7 @@ class Channel:
             self._abort(TooLarge(f"{self.peer[0]}:{self.peer[1]} opened a second stream"))
             return
         if data:
+            self.data_at = self.heard_at
             self._parts.append(memoryview(data))
             self._buffered += len(data)
         if self._buffered > self.received_bytes_max:

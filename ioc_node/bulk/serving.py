@@ -13,6 +13,7 @@ from ioc_node.bulk.frames import receive_first, receive_frame, receive_message, 
 from ioc_node.bulk.orders import Orders
 from ioc_node.bulk.quic import FINISH_SECONDS, Channel, ChannelBroken
 from ioc_node.bulk.tickets import TicketBook
+from ioc_node.runtime.throttle import Lane, Throttle
 from ioc_wire.bulk import (
     BULK_VERSION,
     HASHES_PER_FRAME_MAX,
@@ -45,10 +46,13 @@ _log = structlog.get_logger()
 class Serving:
     """What this holder serves: the blobs of a store, to those with a ticket."""
 
-    def __init__(self, store: BlobStore, tickets: TicketBook, counters: BulkCounters) -> None:
+    def __init__(
+        self, store: BlobStore, tickets: TicketBook, counters: BulkCounters, throttle: Throttle
+    ) -> None:
         self._store = store
         self._tickets = tickets
         self._counters = counters
+        self._throttle = throttle
         self.on_call: Callable[[Channel, bytes], Awaitable[None]] = _expect_none
         """Has connections whose dialing side is a holder that was asked to call; see `meeting`."""
 
@@ -102,24 +106,27 @@ class Serving:
         self, channel: Channel, ticket: Ticket, info: BlobInfo, orders: Orders, scope: trio.CancelScope
     ) -> None:
         try:
-            while True:
-                await orders.wait()
-                if orders.fault is not None:
-                    break
-                if orders.hashes_wanted:
-                    orders.hashes_wanted = False
-                    await _send_hashes(channel, info)
-                elif secrets := orders.next_small():
-                    await self._send_small(channel, ticket.reader, secrets)
-                else:
-                    await self._send_chunks(channel, ticket, info, orders)
+            with self._throttle.open(ticket.reader, self._tickets.traffic_of(ticket), ticket.blob) as lane:
+                while True:
+                    await orders.wait()
+                    if orders.fault is not None:
+                        break
+                    if orders.hashes_wanted:
+                        orders.hashes_wanted = False
+                        await _send_hashes(channel, info)
+                    elif secrets := orders.next_small():
+                        await self._send_small(channel, ticket.reader, secrets, orders)
+                    else:
+                        await self._send_chunks(channel, ticket, info, orders, lane)
         except WireError as error:
             orders.fail(error)
         except ChannelBroken:
             pass
         scope.cancel()
 
-    async def _send_chunks(self, channel: Channel, ticket: Ticket, info: BlobInfo, orders: Orders) -> None:
+    async def _send_chunks(
+        self, channel: Channel, ticket: Ticket, info: BlobInfo, orders: Orders, lane: Lane
+    ) -> None:
         indexes = orders.next_indexes(READ_AHEAD_CHUNKS)
         if not self._tickets.is_good(ticket):
             raise TicketRefused("it was revoked or has expired")
@@ -132,10 +139,12 @@ class Serving:
             if orders.fault is not None:
                 return
             await channel.send_all(encode_chunk_header(index, len(data)))
-            await channel.send_all(data)
+            await _send_in_turn(channel, data, lane, orders)
             self._counters.bytes_sent += len(data)
 
-    async def _send_small(self, channel: Channel, reader: bytes, secrets: Sequence[bytes]) -> None:
+    async def _send_small(
+        self, channel: Channel, reader: bytes, secrets: Sequence[bytes], orders: Orders
+    ) -> None:
         found = [self._ticket_of(secret, reader) for secret in secrets]
         blobs = [each.blob for each in found if isinstance(each, Ticket)]
         read = await self._store.read_small(blobs)
@@ -151,9 +160,13 @@ class Serving:
                 self._counters.refused += 1
                 frames += encode_frame(Missed(place, error.code, error.detail[:200]))
             if len(frames) >= SEND_BYTES:
-                await channel.send_all(bytes(frames))
+                await self._send_frames(channel, reader, bytes(frames), orders)
                 frames.clear()
-        await channel.send_all(bytes(frames))
+        await self._send_frames(channel, reader, bytes(frames), orders)
+
+    async def _send_frames(self, channel: Channel, reader: bytes, frames: bytes, orders: Orders) -> None:
+        with self._throttle.open(reader, "interactive", None) as lane:
+            await _send_in_turn(channel, frames, lane, orders)
 
     def _ticket_of(self, secret: bytes, reader: bytes) -> Ticket | WireError:
         try:
@@ -164,6 +177,18 @@ class Serving:
 
 async def _expect_none(_channel: Channel, _call: bytes) -> None:
     raise TicketRefused("no call is expected here")
+
+
+async def _send_in_turn(channel: Channel, data: bytes | memoryview, lane: Lane, orders: Orders) -> None:
+    """Send as the ceilings allow: a piece at a time while there are any, and the rest at once when all is over."""
+    if not lane.is_limited:
+        lane.count(len(data))
+        await channel.send_all(data)
+        return
+    for piece in lane.pieces(data):
+        if orders.fault is None:
+            await lane.take(len(piece))
+        await channel.send_all(piece)
 
 
 async def _send_hashes(channel: Channel, info: BlobInfo) -> None:

@@ -12,6 +12,7 @@ from ioc_node.bulk.counters import BulkCounters
 from ioc_node.bulk.fetching import Reading, open_reading
 from ioc_node.bulk.meeting import Dialer
 from ioc_node.errors import PeerUnreachable
+from ioc_node.runtime.throttle import Throttle
 from ioc_wire.bulk import SMALL_BATCH_MAX, SMALL_BYTES_MAX, Ticket, format_blob_id, is_blob
 from ioc_wire.errors import BlobCorrupt, WireError
 
@@ -26,6 +27,7 @@ async def fetch_small(
     store: BlobStore,
     counters: BulkCounters,
     tickets: Sequence[Ticket],
+    throttle: Throttle,
 ) -> dict[bytes, WireError]:
     """Bring the small blobs of `tickets` here, all of one holder, verified. Returns those it did not give, with why.
 
@@ -42,15 +44,27 @@ async def fetch_small(
     first = waiting[0][0]
     if not first.endpoints:
         raise PeerUnreachable("the ticket names no endpoint; ask the holder for another")
-    async with open_reading(dialer, first.endpoints[0], first, key) as reading:
-        asked: deque[Sequence[Ticket]] = deque()
-        while waiting or asked:
-            while waiting and len(asked) < BATCHES_ASKED:
-                asked.append(waiting.popleft())
-                await reading.ask_small([ticket.secret for ticket in asked[-1]])
-            found = await _receive(reading, asked.popleft(), missed)
-            await _keep(store, counters, found)
+    with throttle.open(first.holder, "interactive", None) as lane:
+        async with open_reading(dialer, first.endpoints[0], first, key, lane) as reading:
+            await _read(reading, waiting, missed, store, counters)
     return missed
+
+
+async def _read(
+    reading: Reading,
+    waiting: deque[Sequence[Ticket]],
+    missed: dict[bytes, WireError],
+    store: BlobStore,
+    counters: BulkCounters,
+) -> None:
+    asked: deque[Sequence[Ticket]] = deque()
+    while waiting or asked:
+        while waiting and len(asked) < BATCHES_ASKED:
+            asked.append(batch := waiting.popleft())
+            size = sum(ticket.size or 0 for ticket in batch)
+            await reading.ask_small([ticket.secret for ticket in batch], size)
+        found = await _receive(reading, asked.popleft(), missed)
+        await _keep(store, counters, found)
 
 
 async def _receive(

@@ -15,6 +15,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ioc_node.core.bandwidth import Traffic
 from ioc_wire import limits
 from ioc_wire.bulk import (
     TICKET_SECRET_BYTES,
@@ -39,6 +40,7 @@ class TicketBook:
         self._holder = holder
         self._clock = clock
         self._tickets: dict[bytes, Ticket] = {}
+        self._traffic: dict[bytes, Traffic] = {}
         self._per_reader: dict[bytes, int] = {}
 
     def __len__(self) -> int:
@@ -53,8 +55,10 @@ class TicketBook:
         size: int | None = None,
         endpoints: tuple[Endpoint, ...] = (),
         offloads: tuple[OffloadDescriptor, ...] = (),
+        traffic: Traffic = "bulk",
     ) -> Ticket:
-        """A new ticket for `reader` (a public key). Raises `Busy` when too many are out."""
+        """A new ticket for `reader` (a public key); `traffic` says here what for. Raises `Busy` when too many are
+        out."""
         now = self._clock()
         if len(self._tickets) >= TICKETS_MAX or self._per_reader.get(reader, 0) >= TICKETS_PER_READER_MAX:
             self._drop_expired(now)
@@ -70,13 +74,19 @@ class TicketBook:
             endpoints=endpoints,
             offloads=offloads,
         )
-        self._tickets[ticket_digest(ticket.secret)] = ticket
+        digest = ticket_digest(ticket.secret)
+        self._tickets[digest] = ticket
+        self._traffic[digest] = traffic
         self._per_reader[reader] = self._per_reader.get(reader, 0) + 1
         return ticket
 
     def knows(self, reader: bytes) -> bool:
         """Whether a ticket of this reader (a public key) is out."""
         return reader in self._per_reader
+
+    def traffic_of(self, ticket: Ticket) -> Traffic:
+        """What a ticket was issued for."""
+        return self._traffic.get(ticket_digest(ticket.secret), "bulk")
 
     def revoke(self, secret: bytes) -> bool:
         """Take a ticket back; whether it was still good. A transfer that uses it ends at its next chunk."""
@@ -125,6 +135,7 @@ class TicketBook:
         ticket = self._tickets.pop(digest, None)
         if ticket is None:
             return False
+        del self._traffic[digest]
         left = self._per_reader[ticket.reader] - 1
         if left:
             self._per_reader[ticket.reader] = left

@@ -27,8 +27,10 @@ from ioc_node.bulk.small import fetch_small
 from ioc_node.bulk.targets import DiskTarget, OnProgress, StreamTarget
 from ioc_node.bulk.tickets import TicketBook
 from ioc_node.bulk.udp import UdpSocket, open_udp
+from ioc_node.core.bandwidth import Traffic
 from ioc_node.errors import NodeError
 from ioc_node.runtime.driver import open_background
+from ioc_node.runtime.throttle import Throttles
 from ioc_wire import limits
 from ioc_wire.bulk import Endpoint, Ticket, format_blob_id
 from ioc_wire.errors import WireError
@@ -76,6 +78,7 @@ class BulkEndpoint:
         udp: UdpSocket,
         offloads: Sequence[Offload],
         connections_max: int,
+        throttles: Throttles,
     ) -> None:
         self.store = store
         self.connections_max = connections_max
@@ -89,7 +92,8 @@ class BulkEndpoint:
         self.dialer = Dialer(engine)
         self.offloads = Offloads(offloads, self.counters)
         self._fetches = trio.CapacityLimiter(FETCHES_MAX)
-        serving = Serving(store, self.tickets, self.counters)
+        self.throttles = throttles
+        serving = Serving(store, self.tickets, self.counters, throttles.sending)
         self.meetings = Meetings(engine, serving.converse)
         serving.on_call = self.meetings.take_call
         self._listener = Listener(udp, engine, serving.converse)
@@ -104,6 +108,7 @@ class BulkEndpoint:
         source = OffloadSource(self.store, self.tickets, self.counters)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.offloads.serve, source)
+            nursery.start_soon(self.throttles.run)
             nursery.start_soon(self._listener.serve)
 
     def issue_ticket(
@@ -115,6 +120,7 @@ class BulkEndpoint:
         via: Contact | None = None,
         seconds: float = limits.TICKET_SECONDS_MAX,
         offloads: bool = True,
+        traffic: Traffic = "bulk",
     ) -> Ticket:
         """A ticket for a blob that is here, with the ways to it: this node's `hosts`, or the core node `via`. Raises
         `NotFound` or `Busy`."""
@@ -128,10 +134,16 @@ class BulkEndpoint:
                 *((Endpoint(via.host, via.port, via.key),) if via is not None else ()),
             ),
             offloads=self.offloads.export(blob) if offloads else (),
+            traffic=traffic,
         )
 
     async def fetch(
-        self, ticket: Ticket, *, on_progress: OnProgress | None = None, renew: Renew | None = None
+        self,
+        ticket: Ticket,
+        *,
+        on_progress: OnProgress | None = None,
+        renew: Renew | None = None,
+        traffic: Traffic = "bulk",
     ) -> TransferReport:
         """Bring the ticket's blob here, whatever way, verified.
 
@@ -139,10 +151,14 @@ class BulkEndpoint:
         bytes (try another holder: verified chunks are kept), `StorageUnusable`, `WrongPeer`, or the holder's refusal.
         `renew` is asked for a new ticket when the holder no longer knows this one (it restarted).
         """
-        return await self.gather([Source(ticket, renew)], on_progress=on_progress)
+        return await self.gather([Source(ticket, renew)], on_progress=on_progress, traffic=traffic)
 
     async def gather(
-        self, sources: Sequence[Source], *, on_progress: OnProgress | None = None
+        self,
+        sources: Sequence[Source],
+        *,
+        on_progress: OnProgress | None = None,
+        traffic: Traffic = "bulk",
     ) -> TransferReport:
         """Bring a blob here from several holders at once. Raises as `fetch`: the fault of the last source left."""
         started = trio.current_time()
@@ -153,7 +169,7 @@ class BulkEndpoint:
                 return TransferReport(blob, size, 0, 0, 0.0, "local", "the blob is already here")
             landing = Landing(sources[0].ticket, self._key, self.store)
             try:
-                transport, reason = await self._bring(landing, sources, on_progress)
+                transport, reason = await self._bring(landing, sources, on_progress, traffic)
                 assert landing.partial is not None
                 info = await landing.partial.finish()
             finally:
@@ -168,7 +184,7 @@ class BulkEndpoint:
         )
 
     async def _bring(
-        self, landing: Landing, sources: Sequence[Source], on_progress: OnProgress | None
+        self, landing: Landing, sources: Sequence[Source], on_progress: OnProgress | None, traffic: Traffic
     ) -> tuple[str, str]:
         await landing.resume()
         reasons = []
@@ -181,7 +197,7 @@ class BulkEndpoint:
                 return brought.transport, brought.reason
             reasons.append(brought.reason)
         before, began = landing.bytes_present, trio.current_time()
-        await self._gathering(sources, DiskTarget(landing, on_progress)).run()
+        await self._gathering(sources, DiskTarget(landing, on_progress), traffic).run()
         if len(sources) == 1:
             moved = landing.bytes_present - before
             self.offloads.measured_quic(sources[0].ticket.holder, moved, trio.current_time() - began)
@@ -194,13 +210,22 @@ class BulkEndpoint:
         `StorageUnusable`.
         """
         async with self._fetches:
-            missed = await fetch_small(self.dialer, self._key, self.store, self.counters, tickets)
+            missed = await fetch_small(
+                self.dialer, self._key, self.store, self.counters, tickets, self.throttles.receiving
+            )
         self.counters.transfers[f"quic/{self.engine}"] += len(tickets) - len(missed)
         return missed
 
-    def _gathering(self, sources: Sequence[Source], target: Target) -> Gathering:
+    def _gathering(self, sources: Sequence[Source], target: Target, traffic: Traffic) -> Gathering:
         return Gathering(
-            self.dialer, self._key, sources, target, self.counters, connections=self._connections_for
+            self.dialer,
+            self._key,
+            sources,
+            target,
+            self.counters,
+            connections=self._connections_for,
+            throttle=self.throttles.receiving,
+            traffic=traffic,
         )
 
     def _connections_for(self, size: int) -> int:
@@ -221,7 +246,7 @@ class BulkEndpoint:
         raises as `fetch` does, and `UsageError` for bytes beyond the end.
         """
         target = StreamTarget(sources[0].ticket.blob, start, stop, ahead=ahead)
-        gathering = self._gathering(sources, target)
+        gathering = self._gathering(sources, target, "interactive")
         target.wake = gathering.wake
 
         async def run() -> None:
@@ -245,11 +270,12 @@ async def open_bulk(
     engine: EngineName = "auto",
     offloads: Sequence[Offload] = (),
     connections_max: int = CONNECTIONS_MAX,
+    throttles: Throttles | None = None,
 ) -> AsyncIterator[BulkEndpoint]:
     """A bulk endpoint on UDP `host`:`port` (0 takes a free one), served until the block ends.
 
     Raises `PortInUse` or `UsageError` (engine not installed). `offloads` come from `load_offloads`; they are
-    closed with the endpoint.
+    closed with the endpoint. Without `throttles` there are no ceilings.
     """
     with ExitStack() as stack:
         for offload in offloads:
@@ -257,7 +283,9 @@ async def open_bulk(
         chosen = load_engine(engine, key)
         udp = open_udp(host, port)
         stack.callback(udp.close)
-        endpoint = BulkEndpoint(store, key, chosen, udp, offloads, connections_max)
+        endpoint = BulkEndpoint(
+            store, key, chosen, udp, offloads, connections_max, throttles or Throttles.unlimited()
+        )
         async with open_background() as background:
             background.start_soon(endpoint.serve)
             await trio.lowlevel.checkpoint()

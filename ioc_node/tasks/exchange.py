@@ -30,10 +30,10 @@ class BlobExchange:
 
     def issue(self, blob: bytes, reader: bytes) -> Ticket:
         """Let `reader` (a public key) fetch a blob that is here. Raises `NotFound` or `Busy`."""
-        return self._bulk.issue_ticket(blob, reader, hosts=self._hosts, via=self._via())
+        return self._bulk.issue_ticket(blob, reader, hosts=self._hosts, via=self._via(), traffic="task")
 
     async def fetch(self, ticket: Ticket, *, renew: Renew | None = None) -> TransferReport:
         """Bring a blob here, verified. Raises as `BulkEndpoint.fetch` does."""
-        report = await self._bulk.fetch(ticket, renew=renew)
+        report = await self._bulk.fetch(ticket, renew=renew, traffic="task")
         self.on_fetched(report, ticket.holder)
         return report
