@@ -40,7 +40,7 @@ bench: $(VENV)/installed-dev
 bench-peers: $(VENV)/installed-dev
 	$(BIN)/python bench/peers/setup.py $(ARGS)
 
-# What docs/experiments shows, made again: about half an hour. IOC_LATENCY_FILE names a matrix of round trips.
+# What docs/experiments shows, made again: more than an hour. IOC_LATENCY_FILE names a matrix of round trips.
 experiments: $(VENV)/installed-dev
 	$(BIN)/ioc-testnet sim experiments $(if $(IOC_LATENCY_FILE),--latency $(IOC_LATENCY_FILE)) $(ARGS)
 
