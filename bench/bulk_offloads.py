@@ -54,7 +54,9 @@ def make_roads(road: str, folder: Path) -> list[Offload]:
     options = ROADS[road]
     if options is None:
         return []
-    return [UcxOffload(folder, options) if road.startswith("ucx") else ShmOffload(folder, options)]
+    return [
+        UcxOffload(folder, options, tried=True) if road.startswith("ucx") else ShmOffload(folder, options)
+    ]
 
 
 async def hold(road: str, folder: Path) -> None:

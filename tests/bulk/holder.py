@@ -21,7 +21,9 @@ def make_offload(name: str, folder: Path) -> Offload:
     """`shm`, or `ucx:tcp` and so on, on loopback."""
     if name == "shm":
         return ShmOffload(folder)
-    return UcxOffload(folder, {"interfaces": ["lo"], "transports": name.partition(":")[2].split(",")})
+    return UcxOffload(
+        folder, {"interfaces": ["lo"], "transports": name.partition(":")[2].split(",")}, tried=True
+    )
 
 
 async def main(folder: str, port: str, engine: str, reader: str, *offloads: str) -> None:

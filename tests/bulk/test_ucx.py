@@ -1,6 +1,7 @@
 """Blobs over UCX between real processes: TCP and shared memory, death on either side, and peers that do wrong."""
 
 import ctypes
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -15,12 +16,13 @@ from ioc_node.bulk import offloading
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.offload import Capability, OffloadSource
 from ioc_node.bulk.offloads import ucx
-from ioc_node.bulk.offloads.ucx import UcxDescriptor, UcxOffload, holding, reading
+from ioc_node.bulk.offloads.ucx import UcxDescriptor, UcxOffload, holding, reading, trial
 from ioc_node.bulk.offloads.ucx import library as ucp
 from ioc_node.bulk.offloads.ucx.conversation import MESSAGES_WAITING_MAX, UcxConversation, open_conversation
 from ioc_node.bulk.offloads.ucx.messages import decode as decode_message
 from ioc_node.bulk.offloads.ucx.messages import own_nonce, receive, send
 from ioc_node.bulk.offloads.ucx.settings import UcxSettings, rdma_devices
+from ioc_node.bulk.offloads.ucx.trial import try_in_child
 from ioc_node.bulk.offloads.ucx.worker import UcxBroken
 from ioc_node.bulk.tickets import make_claim
 from ioc_node.bulk.transfers import BulkEndpoint, open_bulk
@@ -435,3 +437,34 @@ def test_no_library_is_told_in_one_line(tmp_path: Path) -> None:
     capability = offload.probe()
     assert not capability.usable
     assert "\n" not in capability.reason
+
+
+# -- the trial before a node relies on it
+
+
+@pytest.mark.parametrize("transports", [["tcp"], ["ib", "tcp", "sm"]])
+async def test_a_trial_brings_a_chunk(transports: list[str]) -> None:
+    assert await trio.to_thread.run_sync(try_in_child, {"interfaces": ["lo"], "transports": transports}) == ""
+
+
+@pytest.mark.parametrize(
+    ("child", "words"),
+    [
+        ("kill -SEGV $$", r"UCX crashed in a trial \(SIGSEGV\); look at its transports"),
+        ("exec sleep 60", r"UCX did not end a trial within 0.2 s"),
+        ("echo chatter; echo 'UCX: no device' >&2; exit 1", "^UCX: no device$"),
+        ("exit 3", "a trial of UCX ended with 3"),
+    ],
+)
+def test_a_trial_that_fails_is_told_and_the_node_lives(
+    tmp_path: Path, child: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{child}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    if "sleep" in child:
+        monkeypatch.setattr(trial, "CHILD_SECONDS", 0.2)
+    capability = UcxOffload(tmp_path, {"interfaces": ["lo"]}).probe()
+    assert not capability.usable
+    assert re.search(words, capability.reason)

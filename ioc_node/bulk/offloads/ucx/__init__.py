@@ -26,6 +26,7 @@ from ioc_node.bulk.offloads.ucx.library import find_library, load_library
 from ioc_node.bulk.offloads.ucx.listener import UcxListener
 from ioc_node.bulk.offloads.ucx.reading import pull_blob
 from ioc_node.bulk.offloads.ucx.settings import INTERFACES_MAX, UcxSettings
+from ioc_node.bulk.offloads.ucx.trial import try_in_child
 from ioc_node.bulk.offloads.ucx.worker import UcxBroken, UcxContext
 from ioc_wire.bulk import Endpoint, OffloadDescriptor
 from ioc_wire.codec import Message, decode, encode
@@ -48,18 +49,28 @@ class UcxOffload:
 
     name = NAME
 
-    def __init__(self, _runtime_folder: object, options: Options | None = None) -> None:
-        self._settings = UcxSettings(options or {})
+    def __init__(
+        self, _runtime_folder: object, options: Options | None = None, *, tried: bool = False
+    ) -> None:
+        self._options = options or {}
+        self._settings = UcxSettings(self._options)
+        self._tried = tried
+        """Whether UCX was seen to work here, with these options."""
         self._context: UcxContext | None = None
         self._listeners: list[UcxListener] = []
         self._stopped = ""
         self._readers = 0
 
     def probe(self) -> Capability:
-        """Usable where UCX can be loaded and finds a transport on the named interfaces."""
+        """Usable where UCX can be loaded and, in a child process, brings a chunk over the named interfaces."""
         path = find_library(self._settings.options.library)
         if path is None:
             return Capability(False, "no UCX library; install ioc-node[ucx], or the distribution's libucx")
+        if not self._tried:
+            failure = try_in_child(self._options)
+            if failure:
+                return Capability(False, failure)
+            self._tried = True
         try:
             context = self._opened()
             self._listening()
