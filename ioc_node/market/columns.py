@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ioc_node.core.replica import HeldStatus
 from ioc_node.market.extents import EXTENT_ROWS, Extents
-from ioc_node.market.kinds import Interned, Kinds, Mask, Rows, Traits, longer, pack_labels
+from ioc_node.market.kinds import Interned, Kinds, Mask, Rows, Traits, longer, pack_labels, reserved
 from ioc_node.market.pricing import prices_of
 from ioc_wire.limits import STATUS_ROWS_MAX
 from ioc_wire.records import ResourceRecord, StatusRow
@@ -87,11 +87,11 @@ class Table:
     def __init__(self, extent_rows: int = EXTENT_ROWS) -> None:
         self.kinds = Kinds()
         self.extents = Extents(extent_rows)
-        self.live: Mask = np.zeros(ROWS_RESERVED, np.bool_)
+        self.live: Mask = reserved(ROWS_RESERVED, np.bool_)
         self.columns: dict[str, npt.NDArray[Any]] = {
-            name: np.zeros(ROWS_RESERVED, kind) for name, kind in _ROW.items()
+            name: reserved(ROWS_RESERVED, kind) for name, kind in _ROW.items()
         }
-        self.free_accelerators: npt.NDArray[np.int32] = np.zeros((GROUPS_MAX, ROWS_RESERVED), np.int32)
+        self.free_accelerators: npt.NDArray[np.int32] = reserved((GROUPS_MAX, ROWS_RESERVED), np.int32)
         """Thousandths, by group and row."""
         self.owners: Interned[bytes] = Interned()
         self.traits: Interned[Traits] = Interned()
