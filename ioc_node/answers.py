@@ -80,6 +80,8 @@ class Answers:
             api.CollectGarbage: self._collect,
             api.AddDataset: self._add_dataset,
             api.ListDatasets: self._list_datasets,
+            api.GetBandwidth: self._bandwidth,
+            api.SetBandwidth: self._set_bandwidth,
             api.ShowDataset: self._show_dataset,
             api.GetDataset: self._get_dataset,
             api.CompareDataset: self._compare_dataset,
@@ -196,6 +198,12 @@ class Answers:
 
     async def _remove_dataset(self, message: api.RemoveDataset) -> Message:
         return api.DatasetRemoved(await self.node.datasets.remove(message.dataset, message.version))
+
+    async def _bandwidth(self, message: api.GetBandwidth) -> Message:
+        return self.node.bandwidth()
+
+    async def _set_bandwidth(self, message: api.SetBandwidth) -> Message:
+        return self.node.set_bandwidth(message.changes)
 
     # -- tasks
 

@@ -4,7 +4,7 @@ Faults of the node and of its peers arrive as the `WireError` or `NodeError` tha
 is `PeerUnreachable`. No timeouts: the caller's cancel scopes end a call, and cancel it at the node too.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -196,6 +196,14 @@ class RemoteNode:
     async def remove_dataset(self, dataset: str, version: int | None = None) -> int:
         """Hold a dataset, or one version of it, no longer; how many versions were held."""
         return (await self._ask(api.RemoveDataset(dataset, version), api.DatasetRemoved)).versions
+
+    async def bandwidth(self) -> api.BandwidthTold:
+        """Ceilings, weights, and who uses what now."""
+        return await self._ask(api.GetBandwidth(), api.BandwidthTold)
+
+    async def set_bandwidth(self, changes: Sequence[api.BandwidthChange]) -> api.BandwidthTold:
+        """Change them until the node ends. Raises `UsageError`."""
+        return await self._ask(api.SetBandwidth(tuple(changes)), api.BandwidthTold)
 
     async def transfers(self) -> tuple[api.TransferRow, ...]:
         return (await self._ask(api.GetTransfers(), api.Transfers)).rows

@@ -13,12 +13,14 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar
 import msgspec
 import platformdirs
 
+from ioc_node.core.bandwidth import Ceilings, Traffic
 from ioc_node.core.interest import Interest
 from ioc_node.errors import ConfigError
 from ioc_wire import limits
 from ioc_wire.authority import Role
 from ioc_wire.codec import Name, Port, ShortText, UInt
 from ioc_wire.errors import WireError
+from ioc_wire.identity import parse_node_id
 from ioc_wire.records import Tflops
 
 CONFIG_NAME: Final = "config.toml"
@@ -94,6 +96,41 @@ class BulkConfig(_Table, frozen=True, kw_only=True):
     connections_max: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
 
 
+class DirectionConfig(_Table, frozen=True, kw_only=True):
+    """Ceilings of what goes out, or comes in, in MB/s (10^6 bytes): in total, for each peer by itself, by class of
+    traffic, and for single peers by node ID. None, or not named: no ceiling."""
+
+    mb_s: Positive | None = None
+    each_peer_mb_s: Positive | None = None
+    classes_mb_s: dict[Traffic, Positive] = msgspec.field(default_factory=dict)
+    peers_mb_s: dict[str, Positive] = msgspec.field(default_factory=dict)
+
+    def ceilings(self, where: str) -> Ceilings:
+        """In bytes per second. Raises `ConfigError` for a peer that is no node ID."""
+        peers = {}
+        for name, mb_s in self.peers_mb_s.items():
+            try:
+                peers[bytes(parse_node_id(name))] = mb_s * 1e6
+            except WireError as error:
+                raise ConfigError(f"{where}.peers_mb_s: {error}") from None
+        return Ceilings(
+            total=None if self.mb_s is None else self.mb_s * 1e6,
+            each_peer=None if self.each_peer_mb_s is None else self.each_peer_mb_s * 1e6,
+            classes={traffic: mb_s * 1e6 for traffic, mb_s in self.classes_mb_s.items()},
+            peers=peers,
+        )
+
+
+class BandwidthConfig(_Table, frozen=True, kw_only=True):
+    """What bulk data may take, and how transfers that wait for one ceiling share it: by the weight of their class."""
+
+    weights: dict[Traffic, Positive] = msgspec.field(
+        default_factory=lambda: {"interactive": 8.0, "task": 4.0, "bulk": 1.0}
+    )
+    sending: DirectionConfig = DirectionConfig()
+    receiving: DirectionConfig = DirectionConfig()
+
+
 class RelayConfig(_Table, frozen=True, kw_only=True):
     """What a core node passes on between peers that cannot reach each other: datagrams by UDP `port` (None: the node's
     port + 2), so many MiB per second and session, so many sessions at a time."""
@@ -144,6 +181,7 @@ class NodeConfig(_Table, frozen=True, kw_only=True):
     tasks: TasksConfig = TasksConfig()
     gossip: GossipConfig = GossipConfig()
     relay: RelayConfig = RelayConfig()
+    bandwidth: BandwidthConfig = BandwidthConfig()
 
     @classmethod
     def load(cls, home: str | Path | None = None) -> Self:
@@ -178,6 +216,8 @@ class NodeConfig(_Table, frozen=True, kw_only=True):
     def check(self, source: str = CONFIG_NAME) -> None:
         """Raise `ConfigError` for keys that do not go together."""
         self.interest(source)
+        self.bandwidth.sending.ceilings(f"{source}: bandwidth.sending")
+        self.bandwidth.receiving.ceilings(f"{source}: bandwidth.receiving")
         if self.outbound_only and self.is_core:
             raise ConfigError(
                 f"{source}: outbound_only: a {self.role} node has to be reached by others; leave it out"

@@ -1,7 +1,8 @@
 """What a program may ask of a running node about blobs and datasets; part of `ioc_node.api`."""
 
-from typing import Final
+from typing import Final, Literal
 
+from ioc_node.core.bandwidth import Traffic
 from ioc_wire.bulk import Ticket
 from ioc_wire.codec import Message
 
@@ -240,6 +241,54 @@ class DatasetRemoved(Message, frozen=True, tag=201):
     versions: int
 
 
+class GetBandwidth(Message, frozen=True, tag=210):
+    """Answer: `BandwidthTold`."""
+
+
+class BandwidthChange(Message, frozen=True):
+    """`name` is empty for the total, `each-peer`, a class of traffic, or a node ID; of `weight` only a class. A ceiling
+    in MB/s (10^6 bytes); None takes it away."""
+
+    what: Literal["sending", "receiving", "weight"]
+    name: str
+    value: float | None
+
+
+class SetBandwidth(Message, frozen=True, tag=211):
+    """Change ceilings and weights at once, until the node ends. Answer: `BandwidthTold`, or `UsageError` and nothing
+    is changed."""
+
+    changes: tuple[BandwidthChange, ...]
+
+
+class BandwidthUse(Message, frozen=True):
+    """What one peer moves in one class: MB/s now, bytes since the start, transfers that are open, requests that wait
+    for a ceiling."""
+
+    node_id: str
+    traffic: Traffic
+    mb_s: float
+    bytes_moved: int
+    transfers: int
+    waiting: int
+
+
+class DirectionTold(Message, frozen=True):
+    """Ceilings in MB/s, as in config.toml, and who uses them."""
+
+    mb_s: float | None
+    each_peer_mb_s: float | None
+    classes_mb_s: dict[Traffic, float]
+    peers_mb_s: dict[str, float]
+    uses: tuple[BandwidthUse, ...]
+
+
+class BandwidthTold(Message, frozen=True, tag=212):
+    sending: DirectionTold
+    receiving: DirectionTold
+    weights: dict[Traffic, float]
+
+
 DataMessage = (
     AddFile
     | Added
@@ -266,4 +315,7 @@ DataMessage = (
     | DatasetCompared
     | RemoveDataset
     | DatasetRemoved
+    | GetBandwidth
+    | SetBandwidth
+    | BandwidthTold
 )

@@ -64,6 +64,7 @@ from ioc_node.tasks.exchange import BlobExchange
 from ioc_node.tasks.handle import TaskHandle
 from ioc_node.tasks.keeper import Keeper
 from ioc_node.tasks.workflow import WorkflowHandle, Workflows
+from ioc_node.throttling import change_bandwidth, make_throttles, told_bandwidth
 from ioc_wire.authority import SERVER_ROLES
 from ioc_wire.errors import WireError
 from ioc_wire.gossip import PeersKnown
@@ -259,6 +260,15 @@ class Node:
         collected = await self.shared.keeper.collect(unused_seconds=unused_seconds, dry_run=dry_run)
         return api.Collected(collected.blobs, collected.bytes)
 
+    def bandwidth(self) -> api.BandwidthTold:
+        """The ceilings and weights of bulk data, and who uses what now."""
+        return told_bandwidth(self.bulk.throttles)
+
+    def set_bandwidth(self, changes: Sequence[api.BandwidthChange]) -> api.BandwidthTold:
+        """Change ceilings and weights at once, for this run of the node. Raises `UsageError`, and changes nothing."""
+        change_bandwidth(self.bulk.throttles, changes)
+        return self.bandwidth()
+
     # -- tasks
 
     async def submit(self, task: TaskSpec | Definition) -> TaskHandle:
@@ -379,7 +389,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         rendezvous.register(handlers)
         relaying = None
         if config.is_core and config.relay.enabled:
-            relaying = Relaying(config, circuits, store)
+            relaying = Relaying(config, circuits, store, bulk.throttles.sending)
             stack.callback(relaying.close)
             relaying.register(handlers)
         provider = None
@@ -541,6 +551,7 @@ async def _open_bulk(config: NodeConfig, identity: Identity, blobs: BlobStore) -
         engine=config.bulk.engine,
         offloads=loaded.usable,
         connections_max=config.bulk.connections_max,
+        throttles=make_throttles(config.bandwidth),
     ) as bulk:
         bulk.offloads.refused = loaded.refused
         yield bulk

@@ -23,6 +23,7 @@ from ioc_node.runtime.circuits import Circuits
 from ioc_node.runtime.link_handlers import Handlers, SendItem
 from ioc_node.runtime.links import Link
 from ioc_node.runtime.store import Store
+from ioc_node.runtime.throttle import Throttle
 from ioc_wire.errors import NotFound, Unserved
 from ioc_wire.identity import format_node_id, node_id_of
 from ioc_wire.relay import OpenRelay, RelayMetered, RelayOpened
@@ -47,9 +48,15 @@ class Relaying:
     """The relays of one core node. `host` and the port are told to peers."""
 
     def __init__(
-        self, config: NodeConfig, circuits: Circuits, store: Store, *, clock: Callable[[], float] = time.time
+        self,
+        config: NodeConfig,
+        circuits: Circuits,
+        store: Store,
+        throttle: Throttle,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """Raises `PortInUse` where the configured port is taken."""
+        """What `throttle` has no room for is not passed on. Raises `PortInUse` where the configured port is taken."""
         store.require("relayed", _SCHEMA)
         self._store = store
         self._clock = clock
@@ -60,6 +67,7 @@ class Relaying:
             advertised_host(config),
             bytes_per_second=config.relay.mib_per_second_max * 1024 * 1024,
             sessions_max=config.relay.sessions_max,
+            admits=lambda to, size: throttle.admits(to, "bulk", size),
         )
         self._circuit_bytes: Counter[tuple[bytes, bytes]] = Counter()
         self._datagram_bytes: Counter[tuple[bytes, bytes]] = Counter()

@@ -63,6 +63,8 @@ class Offloads:
         self._capabilities = {offload.name: offload.probe() for offload in offloads}
         self._counters = counters
         self._standings = Standings()
+        self.are_limited: Callable[[], bool] = lambda: False
+        """Whether this node has ceilings on its bandwidth: an offload over the network would go past them."""
         self.refused: Mapping[str, str] = {}
         """Offloads that were asked for and cannot be used here, and why."""
 
@@ -142,6 +144,8 @@ class Offloads:
 
     def _capability(self, name: str) -> Capability:
         declared = self._capabilities[name]
+        if declared.scope == "network" and self.are_limited():
+            return replace(declared, usable=False, reason="this node has a ceiling on its bandwidth")
         try:
             health = self._offloads[name].health()
         except Exception as error:  # noqa: BLE001 a plug-in may raise anything

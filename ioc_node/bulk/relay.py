@@ -84,13 +84,16 @@ class DatagramRelay:
         bytes_per_second: float,
         sessions_max: int,
         clock: Callable[[], float] = time.monotonic,
+        admits: Callable[[bytes, int], bool] = lambda _to, _size: True,
     ) -> None:
+        """`admits` says whether so many bytes may go to that peer (a key) now: the ceilings of the whole node."""
         self.host = host
         self.port = udp.port
         self._udp = udp
         self._rate = bytes_per_second
         self._sessions_max = sessions_max
         self._clock = clock
+        self._admits = admits
         self._secret = secrets.token_bytes(32)
         self._sessions: set[Session] = set()
         self._tokens: dict[bytes, End] = {}
@@ -137,13 +140,17 @@ class DatagramRelay:
             return
         datagrams = [data[start : start + size] for start in range(0, len(data), size or 1)]
         end = self._ends.get(address)
-        to = end.session.other(end).address if end is not None else None
-        if end is None or to is None or not end.session.has_room(len(data), self._clock()):
+        other = end.session.other(end) if end is not None else None
+        to = other.address if other is not None else None
+        if end is None or other is None or to is None or not self._may_pass(end, other, len(data)):
             self.dropped += len(datagrams)
             return
         sent = self._send(datagrams, to)
         self.dropped += len(datagrams) - sent
         end.bytes_sent += sum(map(len, datagrams[:sent]))
+
+    def _may_pass(self, end: End, other: End, size: int) -> bool:
+        return end.session.has_room(size, self._clock()) and self._admits(other.key, size)
 
     def _on_bind(self, datagram: bytes, address: Address) -> None:
         bind = decode_bind(datagram)

@@ -93,6 +93,7 @@ class BulkEndpoint:
         self.offloads = Offloads(offloads, self.counters)
         self._fetches = trio.CapacityLimiter(FETCHES_MAX)
         self.throttles = throttles
+        self.offloads.are_limited = throttles.are_limited
         serving = Serving(store, self.tickets, self.counters, throttles.sending)
         self.meetings = Meetings(engine, serving.converse)
         serving.on_call = self.meetings.take_call

@@ -42,12 +42,12 @@ _ROUNDING: Final = 1.0
 """Bytes by which a bucket pays early: what adding up times may lose."""
 
 _Name = bytes | Traffic | None
-"""Of a bucket: a peer's key, a class, or None for the total."""
+"""Of a bucket: a peer's node ID, a class, or None for the total."""
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Bytes per second; what is None or not named has no ceiling. A peer named in `peers` (by its key) has its own
+    """Bytes per second; what is None or not named has no ceiling. A peer named in `peers` (by its node ID) has its own
     ceiling instead of `each_peer`."""
 
     total: float | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import trio
 
 from ioc_node.core.bandwidth import Bandwidth, Ceilings, Flow, Request, Traffic, Use
+from ioc_wire.identity import node_id_of
 
 
 class Lane:
@@ -62,7 +63,7 @@ class Throttle:
     @contextmanager
     def open(self, peer: bytes, traffic: Traffic, name: object) -> Iterator[Lane]:
         """A lane of the transfer `name` with that peer (a public key)."""
-        flow = self.machine.open(peer, traffic, name)
+        flow = self.machine.open(node_id_of(peer), traffic, name)
         try:
             yield Lane(self, flow)
         finally:
@@ -74,11 +75,11 @@ class Throttle:
         self._changed.set()
 
     def admits(self, peer: bytes, traffic: Traffic, size: int) -> bool:
-        """See `Bandwidth.admits`."""
-        return self.machine.admits(peer, traffic, size, now=trio.current_time())
+        """See `Bandwidth.admits`; `peer` is a public key."""
+        return self.machine.admits(node_id_of(peer), traffic, size, now=trio.current_time())
 
     def uses(self) -> list[Use]:
-        """Who uses what now."""
+        """Who uses what now; peers by node ID."""
         return self.machine.uses(trio.current_time())
 
     async def take(self, flow: Flow, size: int) -> None:
@@ -128,6 +129,11 @@ class Throttles:
     def unlimited(cls) -> "Throttles":
         """No ceilings."""
         return cls(Throttle(Ceilings(), {}), Throttle(Ceilings(), {}))
+
+    def are_limited(self) -> bool:
+        """Whether there is any ceiling."""
+        sides = (self.sending, self.receiving)
+        return any(True for side in sides for _ in side.machine.ceilings.named())
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -11,6 +11,7 @@ from ioc_node.bulk.gathering import Source
 from ioc_node.bulk.transfers import open_bulk
 from ioc_node.core.bandwidth import Ceilings
 from ioc_node.runtime.throttle import Throttle, Throttles
+from ioc_wire.identity import node_id_of
 
 from .conftest import ALICE, BOB, MIB, pattern
 
@@ -58,8 +59,12 @@ async def test_no_blob_is_faster_than_a_ceiling(
         assert report.seconds >= (len(data) - free) / (4 * MB)
         (sent,), (received,) = alice.throttles.sending.uses(), bob.throttles.receiving.uses()
     assert bob_store.path(info.blob).read_bytes() == data
-    assert (sent.peer, sent.traffic, sent.bytes_moved) == (bob.public_key, "bulk", len(data))
-    assert (received.peer, received.traffic, received.bytes_moved) == (alice.public_key, "bulk", len(data))
+    assert (sent.peer, sent.traffic, sent.bytes_moved) == (node_id_of(bob.public_key), "bulk", len(data))
+    assert (received.peer, received.traffic, received.bytes_moved) == (
+        node_id_of(alice.public_key),
+        "bulk",
+        len(data),
+    )
 
 
 async def test_a_ceiling_that_is_lifted_lets_go_what_waits_for_it(

@@ -15,8 +15,10 @@ from ioc_node.collecting import plan_hosts
 from ioc_node.collectors.collector import CollectorFailed, Free, load_collector
 from ioc_node.config import (
     AcceleratorConfig,
+    BandwidthConfig,
     BulkConfig,
     CollectorConfig,
+    DirectionConfig,
     GossipConfig,
     NodeConfig,
     RelayConfig,
@@ -36,13 +38,16 @@ TABLES = {
     "tasks.": TasksConfig,
     "gossip.": GossipConfig,
     "relay.": RelayConfig,
+    "bandwidth.": BandwidthConfig,
+    "bandwidth.sending.": DirectionConfig,
+    "bandwidth.receiving.": DirectionConfig,
 }
 
 
 def _keys() -> Iterator[tuple[str, str]]:
     for prefix, kind in TABLES.items():
         for field in msgspec.structs.fields(kind):
-            if prefix == "" and field.name in ("home", "bulk", "tasks", "gossip", "relay"):
+            if isinstance(field.default, msgspec.Struct) or f"{prefix}{field.name}" == "home":
                 continue
             default = field.default
             if field.default_factory is not msgspec.NODEFAULT:
