@@ -15,10 +15,10 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ioc_node import api
-from ioc_node.bulk.blobs import BlobStore
-from ioc_node.bulk.folders import Folder, open_folder
+from ioc_node.bulk.folders import open_folder
 from ioc_node.bulk.listing import add_pages, list_folder
 from ioc_node.bulk.transfers import BulkEndpoint
+from ioc_node.dataset_folders import compare_all, groups_of, outstanding, write_all
 from ioc_node.errors import NodeError, RequestRefused, UsageError
 from ioc_node.fetching_many import ManyBlobs, Wanted
 from ioc_node.runtime.link_handlers import Handlers
@@ -54,11 +54,12 @@ from ioc_wire.errors import Malformed, NotFound, Revoked, WireError
 from ioc_wire.identity import node_id_of
 from ioc_wire.signed import Signed, public_bytes, sign
 
-GROUP_FILES: Final = 1024
-GROUP_BYTES: Final = 1 << 30
-"""So much of a dataset is brought here before it is written out: what was written may go again."""
 BLOB_CHARS: Final = 53
 DATASETS_MAX: Final = 10_000
+STEPS_MAX: Final = 1000
+"""Versions that are stepped back from the newest one."""
+SHOWN_MAX: Final = 512
+"""Files in one answer to `show`: paths may be long, and an answer is one frame."""
 
 _SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS datasets (
@@ -152,7 +153,8 @@ class Datasets:
         reason = _reason(dataset_point(self._own, name), number)
 
         def kept(blobs: Sequence[bytes]) -> None:
-            self._keeper.hold(blobs, reason)
+            with self._store.transaction():
+                self._keeper.hold(blobs, reason)
 
         done = False
         try:
@@ -287,7 +289,9 @@ class Datasets:
         return Known(signed, version, _id_of(told.version), (holder,))
 
     async def _step_back(self, known: Known, version: int) -> Known:
-        while known.version.version > version and known.version.previous is not None:
+        for _ in range(STEPS_MAX):
+            if known.version.version <= version or known.version.previous is None:
+                break
             before = await self._load(known.version.previous, known.holders)
             check_owner(before.signed, before.version, known.owner, known.version.name)
             if before.version.version >= known.version.version:
@@ -352,8 +356,7 @@ class Datasets:
         known = await self.find(reference, version)
         entries = await self.entries(known, path)
         rows = tuple(
-            api.FileRow(entry.path, entry.blob, entry.size, entry.executable)
-            for entry in entries[: api.ROWS_MAX // 4]
+            api.FileRow(entry.path, entry.blob, entry.size, entry.executable) for entry in entries[:SHOWN_MAX]
         )
         holders = tuple(holder.name for holder in known.holders)
         return api.DatasetShown(_row(known, self._own), holders, len(entries), rows)
@@ -382,15 +385,16 @@ class Datasets:
         moved = 0
         reason = _reason(dataset_point(known.owner, known.version.name), known.version.version)
         with open_folder(folder, make=True) as opened:
-            todo = await trio.to_thread.run_sync(_outstanding, opened, entries, replace)
-            for group in _groups(entries if share else todo):
+            todo = await trio.to_thread.run_sync(outstanding, opened, entries, replace)
+            for group in groups_of(entries if share else todo):
                 moved += await self._bring([(entry.blob, entry.size) for entry in group], known.holders)
                 if share:
-                    self._keeper.hold((entry.blob for entry in group), reason)
+                    with self._store.transaction():
+                        self._keeper.hold((entry.blob for entry in group), reason)
                 else:
-                    await trio.to_thread.run_sync(_write, opened, group, self._bulk.store)
+                    await trio.to_thread.run_sync(write_all, opened, group, self._bulk.store)
             if share:
-                await trio.to_thread.run_sync(_write, opened, todo, self._bulk.store)
+                await trio.to_thread.run_sync(write_all, opened, todo, self._bulk.store)
         if share:
             self._keeper.hold((page.blob for page in known.version.pages), reason)
             await self._keep(known.signed, reason)
@@ -412,7 +416,7 @@ class Datasets:
         known = await self.find(reference, version)
         entries = await self.entries(known, path)
         with open_folder(folder) as opened:
-            return await trio.to_thread.run_sync(_compare, opened, entries, path, _row(known, self._own))
+            return await trio.to_thread.run_sync(compare_all, opened, entries, path, _row(known, self._own))
 
     async def keep_announced(self, wait_joined: Callable[[], Awaitable[None]]) -> None:
         """Announce what is held here once the node has joined, and again and again, until cancelled."""
@@ -444,55 +448,3 @@ def _checked(path: str) -> str:
         return check_path(path) if path else path
     except Malformed as error:
         raise UsageError(error.detail) from None
-
-
-def _groups(entries: Sequence[FileEntry]) -> list[list[FileEntry]]:
-    groups: list[list[FileEntry]] = []
-    size = 0
-    for entry in entries:
-        if not groups or len(groups[-1]) == GROUP_FILES or size + entry.size > GROUP_BYTES:
-            groups.append([])
-            size = 0
-        groups[-1].append(entry)
-        size += entry.size
-    return groups
-
-
-def _outstanding(folder: Folder, entries: Sequence[FileEntry], replace: bool) -> list[FileEntry]:
-    """The files to write. Raises `UsageError` where others are in their place."""
-    todo, other = [], []
-    for entry in entries:
-        state = folder.state(entry)
-        if state != "same":
-            todo.append(entry)
-        if state == "differs":
-            other.append(entry.path)
-    if other and not replace:
-        raise UsageError(
-            f"{len(other)} files in {folder.path} are there with other contents, such as {other[0]!r}: "
-            "choose another folder, or --replace them"
-        )
-    return todo
-
-
-def _write(folder: Folder, entries: Sequence[FileEntry], store: BlobStore) -> None:
-    for entry in entries:
-        folder.write(entry, store)
-
-
-def _compare(
-    folder: Folder, entries: Sequence[FileEntry], path: str, row: api.DatasetRow
-) -> api.DatasetCompared:
-    states = {entry.path: folder.state(entry) for entry in entries}
-    extra = [name for name in folder.names() if name not in states and is_below(name, path)]
-    changed = [name for name, state in states.items() if state == "differs"]
-    missing = [name for name, state in states.items() if state == "missing"]
-    most = api.ROWS_MAX // 4
-    return api.DatasetCompared(
-        row=row,
-        same=len(states) - len(changed) - len(missing),
-        changed=tuple(changed[:most]),
-        missing=tuple(missing[:most]),
-        extra=tuple(extra[:most]),
-        differences=len(changed) + len(missing) + len(extra),
-    )

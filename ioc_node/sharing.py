@@ -45,6 +45,8 @@ ANNOUNCE_AGAIN_SECONDS: Final = 6 * 3600
 WITHDRAWN_SECONDS: Final = 1
 """A withdrawal is an announcement that ends at once."""
 SHARED_MAX: Final = 100_000
+BLOBS_PER_TURN: Final = 64
+"""Blobs that are looked up in the database before other tasks of the loop get their turn."""
 
 _SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS shared_blobs (blob BLOB PRIMARY KEY, added INTEGER NOT NULL) WITHOUT ROWID",
@@ -96,7 +98,9 @@ class SharedBlobs:
         grants: list[Grant | None] = []
         expires = int(time.time())
         endpoints: tuple[Endpoint, ...] = ()
-        for blob in message.blobs:
+        for number, blob in enumerate(message.blobs):
+            if number % BLOBS_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
             if not self._is_shared(blob):
                 grants.append(None)
                 continue
@@ -163,7 +167,8 @@ class SharedBlobs:
         rows = []
         for blob in islice(reversed(list(quota.by_use())), ROWS_MAX):
             reasons = tuple(dict.fromkeys(map(reason_text, self.keeper.reasons(blob, now_ms))))
-            rows.append(BlobRow(blob, quota.size(blob) or 0, reasons, blob in shared, quota.used_at(blob)))
+            given_out = blob in shared or "dataset" in reasons
+            rows.append(BlobRow(blob, quota.size(blob) or 0, reasons, given_out, quota.used_at(blob)))
         return tuple(rows)
 
     def pin(self, blob: bytes, *, pinned: bool) -> None:

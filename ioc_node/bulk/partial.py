@@ -9,6 +9,7 @@ chunk.
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import groupby, islice
 from pathlib import Path
@@ -41,6 +42,7 @@ from ioc_wire.codec import decode, encode
 from ioc_wire.errors import BlobCorrupt, WireError
 
 INFO_BYTES_MAX: Final = limits.BLOB_CHUNKS_MAX * 34 + 128
+RECHECK_THREADS: Final = min(4, os.cpu_count() or 1)
 SUFFIXES: Final = (".info", ".data", ".marks", ".link")
 
 
@@ -80,11 +82,18 @@ class PartialBlob:
 
     def _recheck(self) -> None:
         marks = read_at(self._marks, len(self.info.chunks), 0)
-        for index, mark in enumerate(marks):
-            if mark and chunk_hash(self._read(index)) == self.info.chunks[index]:
-                self._keep(index)
-            elif mark:
-                write_at(self._marks, b"\0", index)
+        marked = [index for index, mark in enumerate(marks) if mark]
+        with ThreadPoolExecutor(
+            RECHECK_THREADS
+        ) as threads:  # both reading and hashing leave the interpreter's lock
+            for index, good in zip(marked, threads.map(self._is_good, marked), strict=True):
+                if good:
+                    self._keep(index)
+                else:
+                    write_at(self._marks, b"\0", index)
+
+    def _is_good(self, index: int) -> bool:
+        return chunk_hash(self._read(index)) == self.info.chunks[index]
 
     def _keep(self, index: int) -> None:
         with self._lock:  # chunks may be kept from several threads

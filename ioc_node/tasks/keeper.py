@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import structlog
+import trio
 
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.runtime.store import Store
@@ -117,7 +118,9 @@ class Keeper:
             if not dry_run:
                 await self._blobs.discard_partial(blob)
             blobs, total = blobs + 1, total + size
-        for blob in self._blobs.quota.by_use():
+        for number, blob in enumerate(self._blobs.quota.by_use()):
+            if number % 64 == 0:
+                await trio.lowlevel.checkpoint()
             if bytes_max is not None and total >= bytes_max:
                 break
             found = self._blobs.quota.size(blob)

@@ -214,3 +214,15 @@ async def test_bad_names_and_folders_are_one_line(town: Town, folder: Path, tmp_
     assert town.alice.datasets.rows() == ()
     with pytest.raises(UsageError, match="only a whole dataset can be shared"):
         await town.bob.datasets.get("x", tmp_path, path="a", share=True)
+
+
+async def test_names_that_are_no_text_are_told_and_not_tripped_over(
+    town: Town, folder: Path, tmp_path: Path
+) -> None:
+    await town.alice.datasets.add("terrain", folder, announce=False)
+    (folder / "tiles" / "bad\udcff").write_text("x")
+    compared = await town.alice.datasets.compare("terrain", folder)
+    assert compared.extra == ("tiles/bad\ufffd",)
+    assert encode(compared)
+    with pytest.raises(UsageError, match="not Unicode text"):
+        await town.alice.datasets.add("terrain", folder, announce=False)

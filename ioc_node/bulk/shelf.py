@@ -1,0 +1,293 @@
+"""The complete blobs on this disk: which there are, their verified bytes, and their end."""
+
+import os
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import structlog
+import trio
+
+from ioc_node.bulk.disk import (
+    BLOB_MODE,
+    FOLDER_MODE,
+    read_at,
+    told_when_full,
+    write_at,
+    write_file,
+)
+from ioc_node.bulk.quota import Quota
+from ioc_node.errors import StorageFull, UsageError
+from ioc_wire import limits
+from ioc_wire.bulk import (
+    SMALL_BYTES_MAX,
+    BlobId,
+    BlobInfo,
+    check_blob_info,
+    check_chunk,
+    chunk_count,
+    chunk_hash,
+    chunk_length,
+    format_blob_id,
+    is_blob,
+    parse_blob_id,
+)
+from ioc_wire.errors import BlobCorrupt, Malformed, NotFound, TooLarge, WireError
+
+INFOS_CACHED_MAX: Final = 64
+TOUCHED_SECONDS: Final = 60.0
+"""A blob's last use is written down at most this often."""
+HASHES_SUFFIX: Final = ".hashes"
+
+_log = structlog.get_logger()
+
+
+class BlobShelf:
+    """Verified, read-only files below `folder`, and the room they take. What changed on disk is given to nobody."""
+
+    def __init__(self, folder: Path, quota: Quota) -> None:
+        self.folder = folder
+        self.quota = quota
+        self.on_gone: Callable[[BlobId], None] = lambda _blob: None
+        """Told when a blob is no longer here, whatever the reason, from whatever thread."""
+        self._complete = folder / "complete"
+        self._corrupt = folder / "corrupt"
+        for each in (folder, self._complete, self._corrupt):
+            each.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        self._infos: OrderedDict[BlobId, BlobInfo] = OrderedDict()
+        found: list[tuple[float, BlobId, int]] = []
+        for path in self._complete.iterdir():
+            blob = blob_named(path.name)
+            if blob is None:
+                continue
+            stat = path.stat()
+            whole = stat.st_size <= limits.CHUNK_BYTES or path.with_name(path.name + HASHES_SUFFIX).exists()
+            if whole:
+                found.append((stat.st_mtime, blob, stat.st_size))
+        for used, blob, size in sorted(found):
+            quota.add(blob, size, used)
+
+    # -- what is here
+
+    def has(self, blob: bytes) -> bool:
+        """Whether all of the blob is here."""
+        return BlobId(blob) in self.quota
+
+    def path(self, blob: bytes) -> Path:
+        """The blob's file; never write to it. Raises `NotFound`."""
+        self._require(blob)
+        return self._complete / format_blob_id(blob)
+
+    def hashes_path(self, blob: bytes) -> Path:
+        """The file of the blob's chunk hashes, 32 bytes each. Raises `NotFound`."""
+        size = self._require(blob)
+        path = self._complete / (format_blob_id(blob) + HASHES_SUFFIX)
+        if size <= limits.CHUNK_BYTES and not path.exists():  # who reads it wants a file
+            data = self.path(blob).read_bytes()
+            write_file(path, chunk_hash(data) if data else b"", BLOB_MODE)
+        return path
+
+    def size(self, blob: bytes) -> int:
+        """The blob's size in bytes. Raises `NotFound`."""
+        return self._require(blob)
+
+    def list_blobs(self) -> list[BlobId]:
+        """All complete blobs."""
+        return sorted(self.quota.by_use())
+
+    def touch(self, blob: BlobId) -> None:
+        """The blob is used: it is the last to go."""
+        now = time.time()
+        if now - self.quota.touch(blob, now) > TOUCHED_SECONDS:
+            with suppress(OSError):
+                os.utime(self._complete / format_blob_id(blob), (now, now))
+
+    # -- reading
+
+    async def info(self, blob: bytes) -> BlobInfo:
+        """The blob's verified hash list. Raises `NotFound`, or `BlobCorrupt` when it changed on disk."""
+        size = self._require(blob)
+        self.touch(BlobId(blob))
+        known = self._infos.get(BlobId(blob))
+        if known is not None:
+            return known
+        info = await trio.to_thread.run_sync(self._load_info_sync, blob, size)
+        self._remember(info)
+        return info
+
+    def _load_info_sync(self, blob: bytes, size: int) -> BlobInfo:
+        try:
+            hashes = self._read_hashes_sync(blob, size)
+            chunks = tuple(hashes[start : start + 32] for start in range(0, len(hashes), 32))
+            return check_blob_info(BlobInfo(blob, size, chunks))
+        except (OSError, BlobCorrupt) as error:
+            self._set_aside(BlobId(blob))
+            raise BlobCorrupt(f"{format_blob_id(blob)} on this disk: {error}") from None
+
+    def _read_hashes_sync(self, blob: bytes, size: int) -> bytes:
+        path = self._complete / format_blob_id(blob)
+        if size > limits.CHUNK_BYTES:
+            return path.with_name(path.name + HASHES_SUFFIX).read_bytes()
+        data = path.read_bytes()
+        return chunk_hash(data) if data else b""
+
+    async def read_chunk(self, info: BlobInfo, index: int) -> bytes:
+        """One verified chunk. Raises `NotFound`, or `BlobCorrupt` (the blob is then set aside)."""
+        return (await self.read_chunks(info, (index,)))[0]
+
+    async def read_chunks(self, info: BlobInfo, indexes: Sequence[int]) -> list[bytes]:
+        """Verified chunks. Raises `NotFound`, or `BlobCorrupt` (the blob is then set aside)."""
+        return await trio.to_thread.run_sync(self._read_chunks_sync, info, indexes)
+
+    async def iterate(
+        self, info: BlobInfo, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[memoryview]:
+        """Bytes `start` … `stop - 1` in order, verified. Raises as `read_chunks`."""
+        end = info.size if stop is None else stop
+        for index in range(start // limits.CHUNK_BYTES, chunk_count(end)):
+            data = await self.read_chunk(info, index)
+            begin = index * limits.CHUNK_BYTES
+            yield memoryview(data)[max(0, start - begin) : max(0, end - begin)]
+
+    async def read_bytes(self, blob: bytes, *, bytes_max: int) -> bytes:
+        """A whole small blob, verified. Raises `NotFound`, `BlobCorrupt`, or `StorageFull` above
+        `bytes_max`."""
+        info = await self.info(blob)
+        if info.size > bytes_max:
+            raise StorageFull(f"{format_blob_id(blob)} has {info.size} bytes, at most {bytes_max} fit here")
+        return b"".join(await trio.to_thread.run_sync(self._read_chunks_sync, info, range(len(info.chunks))))
+
+    async def read_small(self, blobs: Iterable[bytes]) -> dict[bytes, bytes | WireError]:
+        """Whole small blobs, verified; for each that cannot be read, why."""
+        return await trio.to_thread.run_sync(self._read_small_sync, list(blobs))
+
+    def pour_sync(self, blob: bytes, descriptor: int) -> None:
+        """Write all of a blob, verified, into an open file. Blocks. Raises `NotFound`, `BlobCorrupt`, `OSError`."""
+        size = self._require(blob)
+        if size <= SMALL_BYTES_MAX:
+            write_at(descriptor, self._read_one_small_sync(blob), 0)
+            return
+        info = self._load_info_sync(blob, size)
+        for index, data in enumerate(self._iterate_sync(info, range(len(info.chunks)))):
+            write_at(descriptor, data, index * limits.CHUNK_BYTES)
+        self.touch(info.id)
+
+    def _read_small_sync(self, blobs: Sequence[bytes]) -> dict[bytes, bytes | WireError]:
+        read: dict[bytes, bytes | WireError] = {}
+        for blob in blobs:
+            try:
+                read[blob] = self._read_one_small_sync(blob)
+            except WireError as error:
+                read[blob] = error
+        return read
+
+    def _read_one_small_sync(self, blob: bytes) -> bytes:
+        size = self._require(blob)
+        if size > SMALL_BYTES_MAX:
+            raise TooLarge(f"{format_blob_id(blob)} has {size} bytes: it is no small blob")
+        try:
+            data = (self._complete / format_blob_id(blob)).read_bytes()
+        except OSError:
+            self._forget(BlobId(blob))
+            raise NotFound(format_blob_id(blob)) from None
+        if not is_blob(blob, data):
+            self._set_aside(BlobId(blob))
+            raise BlobCorrupt(format_blob_id(blob))
+        self.touch(BlobId(blob))
+        return data
+
+    def _read_chunks_sync(self, info: BlobInfo, indexes: Iterable[int]) -> list[bytes]:
+        return list(self._iterate_sync(info, indexes))
+
+    def _iterate_sync(self, info: BlobInfo, indexes: Iterable[int]) -> Iterator[bytes]:
+        path = self.path(info.blob)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self._forget(info.id)
+            raise NotFound(format_blob_id(info.blob)) from None
+        try:
+            for index in indexes:
+                data = read_at(descriptor, chunk_length(info.size, index), index * limits.CHUNK_BYTES)
+                try:
+                    check_chunk(info, index, data)
+                except BlobCorrupt:
+                    self._set_aside(info.id)
+                    raise
+                yield data
+        finally:
+            os.close(descriptor)
+
+    # -- giving and taking away
+
+    async def export(self, blob: bytes, target: Path) -> None:
+        """Write a verified copy to `target`, all or nothing. Raises `StorageFull` or `BlobCorrupt`."""
+        info = await self.info(blob)
+        await trio.to_thread.run_sync(self._export_sync, info, target)
+
+    def _export_sync(self, info: BlobInfo, target: Path) -> None:
+        sibling = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        try:
+            with told_when_full(str(target), target.parent):
+                descriptor = os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+                try:
+                    for index, data in enumerate(self._iterate_sync(info, range(len(info.chunks)))):
+                        write_at(descriptor, data, index * limits.CHUNK_BYTES)
+                finally:
+                    os.close(descriptor)
+                sibling.replace(target)
+        except OSError as error:
+            raise UsageError(f"cannot write {target}: {error.strerror or error}") from None
+        finally:
+            with suppress(OSError):
+                sibling.unlink(missing_ok=True)
+
+    async def remove(self, blob: bytes) -> bool:
+        """Delete a blob; whether it was here. Transfers of it end with `NotFound`."""
+        if not self.has(blob):
+            return False
+        self._forget(BlobId(blob))
+        await trio.to_thread.run_sync(self._unlink, format_blob_id(blob))
+        return True
+
+    def _unlink(self, name: str) -> None:
+        for each in (name, name + HASHES_SUFFIX):
+            (self._complete / each).unlink(missing_ok=True)
+
+    # -- inside
+
+    def _require(self, blob: bytes) -> int:
+        size = self.quota.size(BlobId(blob))
+        if size is None:
+            raise NotFound(f"blob {format_blob_id(blob)} is not here")
+        return size
+
+    def _remember(self, info: BlobInfo) -> None:
+        self._infos[info.id] = info
+        while len(self._infos) > INFOS_CACHED_MAX:
+            self._infos.popitem(last=False)
+
+    def _forget(self, blob: BlobId) -> None:
+        if self.quota.remove(blob):
+            self._infos.pop(blob, None)
+            self.on_gone(blob)
+
+    def _set_aside(self, blob: BlobId) -> None:
+        name = format_blob_id(blob)
+        _log.warning("blob_corrupt", blob=name, kept_in=str(self._corrupt))
+        self._forget(blob)
+        with suppress(OSError):
+            (self._complete / name).replace(self._corrupt / name)
+            (self._complete / (name + HASHES_SUFFIX)).unlink(missing_ok=True)
+
+
+def blob_named(name: str) -> BlobId | None:
+    """The blob that a file is named after."""
+    try:
+        return parse_blob_id(name)
+    except Malformed:
+        return None
