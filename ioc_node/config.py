@@ -4,6 +4,7 @@ Every key has a default but `role`, unknown keys are refused, and units stand la
 relative to the home folder.
 """
 
+import ipaddress
 import re
 import tomllib
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ DATABASE_NAME: Final = "node.db"
 CATALOGUE_NAME: Final = "catalogue.db"
 """What a core node holds of all providers: may be deleted while the node is down, it is fetched again."""
 PORT_DEFAULT: Final = 7400
+ADDRESSES_MAX: Final = 7
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -87,13 +89,15 @@ class CollectorConfig(_Table, frozen=True, kw_only=True):
 
 class BulkConfig(_Table, frozen=True, kw_only=True):
     """Bulk data. `engine` "auto" takes qh3 where it is installed; `offloads` names those that may be used, each with
-    its own options; a large blob takes up to `connections_max` connections to each of its holders."""
+    its own options; a large blob takes up to `connections_max` connections to each of its holders. `addresses`: further
+    ones of this machine, used beside the first."""
 
     engine: Literal["auto", "qh3", "aioquic"] = "auto"
     offloads: tuple[Name, ...] = ("shm",)
     offload_options: dict[Name, dict[str, Any]] = msgspec.field(default_factory=dict)
     blobs_mib_max: Annotated[int, msgspec.Meta(ge=1)] = 1 << 20
     connections_max: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
+    addresses: Annotated[tuple[str, ...], msgspec.Meta(max_length=ADDRESSES_MAX)] = ()
 
 
 class DirectionConfig(_Table, frozen=True, kw_only=True):
@@ -216,6 +220,11 @@ class NodeConfig(_Table, frozen=True, kw_only=True):
     def check(self, source: str = CONFIG_NAME) -> None:
         """Raise `ConfigError` for keys that do not go together."""
         self.interest(source)
+        for address in self.bulk.addresses:
+            try:
+                ipaddress.ip_address(address)
+            except ValueError:
+                raise ConfigError(f"{source}: bulk.addresses: {address!r} is no IP address") from None
         self.bandwidth.sending.ceilings(f"{source}: bandwidth.sending")
         self.bandwidth.receiving.ceilings(f"{source}: bandwidth.receiving")
         if self.outbound_only and self.is_core:

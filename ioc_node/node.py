@@ -552,6 +552,7 @@ async def _open_bulk(config: NodeConfig, identity: Identity, blobs: BlobStore) -
         offloads=loaded.usable,
         connections_max=config.bulk.connections_max,
         throttles=make_throttles(config.bandwidth),
+        addresses=config.bulk.addresses,
     ) as bulk:
         bulk.offloads.refused = loaded.refused
         yield bulk

@@ -254,6 +254,8 @@ class SharedBlobs:
         if holder is None:
             holder = max(report.shares, key=lambda share: share[1], default=(b"", 0))[0]
         several = f"; {len(report.shares)} holders" if len(report.shares) > 1 else ""
+        if len(report.paths) > len(report.shares):
+            several += f"; {len(report.paths)} paths"
         row = TransferRow(
             blob=report.blob,
             size=report.size,

@@ -184,15 +184,24 @@ def _chunk_of(kind: int, payload: bytes) -> tuple[int, memoryview]:
 
 @asynccontextmanager
 async def open_reading(
-    dialer: Dialer, endpoint: Endpoint, ticket: Ticket, key: Ed25519PrivateKey, lane: Lane
+    dialer: Dialer,
+    endpoint: Endpoint,
+    ticket: Ticket,
+    key: Ed25519PrivateKey,
+    lane: Lane,
+    *,
+    local: str | None = None,
 ) -> AsyncIterator[Reading]:
-    """Connect to one endpoint of a ticket's holder and claim the ticket. What is asked for goes through `lane`.
+    """Connect to one endpoint of a ticket's holder, from the address `local`, and claim the ticket. What is asked for
+    goes through `lane`.
 
     Raises `PeerUnreachable` (come back: the connection broke, then or later), `BlobCorrupt`, or the holder's refusal.
     """
     with trio.CancelScope() as scope:
         scope.deadline = trio.current_time() + STALL_SECONDS
-        async with dialer.open(ticket, endpoint, received_bytes_max=RECEIVED_BYTES_MAX) as channel:
+        async with dialer.open(
+            ticket, endpoint, received_bytes_max=RECEIVED_BYTES_MAX, local=local
+        ) as channel:
             reading = Reading(channel, ticket, scope, lane)
             await reading.claim(key)
             yield reading

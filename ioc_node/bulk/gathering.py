@@ -4,9 +4,13 @@ Each source is a holder with a ticket of its own. One connection goes to each, a
 take chunks from one `Schedule`, so the quick ones bring most. What arrives is verified and put away in batches by one
 task. A source that lies is dropped with all its connections, and what it brought that was right stays; one that is far
 slower than the others is parked and called again only when they have failed; one that breaks is called again by itself.
+
+A holder with several addresses is called at each of them, and a node with several calls from each. Every such path has
+a connection of its own: each brings what it can, and what one owes when it breaks the others bring.
 """
 
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -34,6 +38,10 @@ BACKOFF_SECONDS: Final = 0.1
 BACKOFF_SECONDS_MAX: Final = 1.0
 BATCH_CHUNKS_MAX: Final = 8
 """Chunks that are verified and put away in one go, and as many that may wait for it."""
+CHUNKS_PER_PATH: Final = 4
+"""A further path is worth its connection for so many chunks."""
+PATHS_MAX: Final = 8
+"""Connections to one holder for the sake of its paths."""
 LOOK_AGAIN_SECONDS: Final = 0.25
 """How often an idle connection looks whether another has become slow."""
 
@@ -52,6 +60,8 @@ class Source:
     renew: Renew | None = None
     """Without it, the source ends with its ticket."""
     bytes_kept: int = 0
+    came_by: Counter[str] = field(default_factory=Counter)
+    """Bytes by path."""
     fault: WireError | NodeError | None = None
     """Why it was given up."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -145,9 +155,15 @@ class Gathering:
                 nursery.start_soon(self._keep_calling, source, 0)
                 await self._begun.wait()
                 assert self._schedule is not None
-                for number in range(1, self._connections(self._schedule.left * limits.CHUNK_BYTES)):
+                for number in range(1, self._connections_to(source, self._schedule.left)):
                     self._active += 1
                     nursery.start_soon(self._keep_calling, source, number)
+
+    def _connections_to(self, source: Source, chunks: int) -> int:
+        """One for each path where there is enough to bring, more where the blob is large."""
+        direct = sum(endpoint.via is None for endpoint in source.ticket.endpoints)
+        paths = max(direct, len(self._dialer.locals)) if chunks >= CHUNKS_PER_PATH * 2 else 1
+        return max(self._connections(chunks * limits.CHUNK_BYTES), min(paths, PATHS_MAX))
 
     async def _keep_calling(self, source: Source, number: int) -> None:
         try:
@@ -181,7 +197,7 @@ class Gathering:
                 raise PeerUnreachable("the ticket names no endpoint; ask the holder for another")
             before = source.bytes_kept
             try:
-                await self._read_once(source, endpoints[attempt % len(endpoints)])
+                await self._read_once(source, attempt)
                 await self._park()
                 failures, alive = 0, trio.current_time()
                 continue
@@ -208,13 +224,16 @@ class Gathering:
 
     # -- one connection
 
-    async def _read_once(self, source: Source, endpoint: Endpoint) -> None:
+    async def _read_once(self, source: Source, attempt: int) -> None:
         ticket = source.ticket
+        endpoint = ticket.endpoints[attempt % len(ticket.endpoints)]
+        local = self._dialer.locals[attempt % len(self._dialer.locals)]
+        path = _path_name(endpoint, local)
         with self._throttle.open(ticket.holder, self._traffic, ticket.blob) as lane:
-            async with open_reading(self._dialer, endpoint, ticket, self._key, lane) as reading:
-                await self._read(source, reading)
+            async with open_reading(self._dialer, endpoint, ticket, self._key, lane, local=local) as reading:
+                await self._read(source, reading, path)
 
-    async def _read(self, source: Source, reading: Reading) -> None:
+    async def _read(self, source: Source, reading: Reading, path: str) -> None:
         await self._agree(reading)
         schedule = self._schedule
         assert schedule is not None
@@ -222,7 +241,7 @@ class Gathering:
         self._scopes[pace] = scope = trio.CancelScope()
         try:
             with scope:  # cancelled where it is far slower than others
-                await self._read_chunks(source, reading, schedule, pace)
+                await self._read_chunks(source, reading, schedule, pace, path)
         finally:
             del self._scopes[pace]
             schedule.leave(pace)
@@ -247,7 +266,9 @@ class Gathering:
         if schedule.finished:
             self._settled.set()
 
-    async def _read_chunks(self, source: Source, reading: Reading, schedule: Schedule, pace: Pace) -> None:
+    async def _read_chunks(
+        self, source: Source, reading: Reading, schedule: Schedule, pace: Pace, path: str
+    ) -> None:
         while True:
             now = trio.current_time()
             if indexes := schedule.take(pace, now):
@@ -258,6 +279,7 @@ class Gathering:
                 continue
             index, data = await reading.receive_chunk()
             if schedule.received(pace, index, trio.current_time()):
+                source.came_by[path] += len(data)
                 await self._put.send((source, (index, data)))
             self._drop_laggard(schedule)
 
@@ -314,6 +336,11 @@ class Gathering:
         if not self._settled.is_set():
             self._fault = fault
             self._settled.set()
+
+
+def _path_name(endpoint: Endpoint, local: str | None) -> str:
+    way = f"{local} to " if local is not None else ""
+    return f"{way}{endpoint.host}:{endpoint.port}"
 
 
 def _backoff_seconds(failures: int) -> float:

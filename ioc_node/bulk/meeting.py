@@ -7,8 +7,9 @@ that link, and hears the reader's claim as always.
 
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
@@ -25,6 +26,7 @@ from ioc_node.bulk.engines import Engine
 from ioc_node.bulk.frames import send_message
 from ioc_node.bulk.quic import Channel
 from ioc_node.bulk.relay import dial_relay
+from ioc_node.bulk.udp import connect_udp
 from ioc_node.errors import NodeError, PeerUnreachable
 from ioc_wire.bulk import Call, Endpoint, Ticket
 from ioc_wire.errors import OverQuota, TicketRefused, WireError
@@ -55,12 +57,14 @@ class Rendezvous(Protocol):
 class Dialer:
     """Connects to holders: by QUIC where they take datagrams, else as `rendezvous` agrees with them."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, locals_: Sequence[str] = ()) -> None:
         self.rendezvous: Rendezvous | None = None
+        self.locals: tuple[str | None, ...] = (None, *locals_)
+        """Local addresses to dial from; None is the one that the kernel routes from."""
         self._engine = engine
 
     def open(
-        self, ticket: Ticket, endpoint: Endpoint, *, received_bytes_max: int
+        self, ticket: Ticket, endpoint: Endpoint, *, received_bytes_max: int, local: str | None = None
     ) -> AbstractAsyncContextManager[Channel]:
         """A connection to the ticket's holder. Raises as `open_channel` does, or whatever a rendezvous raises."""
         if endpoint.via is None:
@@ -70,6 +74,7 @@ class Dialer:
                 endpoint.port,
                 ticket.holder,
                 received_bytes_max=received_bytes_max,
+                dial=partial(connect_udp, local=local),
             )
         if self.rendezvous is None:
             raise PeerUnreachable("the holder cannot be dialed, and this node is starting or stopping")

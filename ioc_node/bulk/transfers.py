@@ -5,6 +5,7 @@ both ends have one (`offloading.py` chooses), QUIC otherwise and whenever an off
 broken connections: chunks that arrived stay, and only missing ones are asked for again.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from ioc_node.bulk.targets import DiskTarget, OnProgress, StreamTarget
 from ioc_node.bulk.tickets import TicketBook
 from ioc_node.bulk.udp import UdpSocket, open_udp
 from ioc_node.core.bandwidth import Traffic
-from ioc_node.errors import NodeError
+from ioc_node.errors import NodeError, PortInUse
 from ioc_node.runtime.driver import open_background
 from ioc_node.runtime.throttle import Throttles
 from ioc_wire import limits
@@ -60,6 +61,8 @@ class TransferReport:
     reason: str
     shares: tuple[tuple[bytes, int], ...] = ()
     """Bytes that each holder (public key) gave."""
+    paths: tuple[tuple[str, int], ...] = ()
+    """Bytes by path, where QUIC brought them: the holder's address, and the local one where it was chosen."""
 
     @property
     def mb_s(self) -> float:
@@ -75,21 +78,26 @@ class BulkEndpoint:
         store: BlobStore,
         key: Ed25519PrivateKey,
         engine: Engine,
-        udp: UdpSocket,
+        udps: Sequence[UdpSocket],
         offloads: Sequence[Offload],
         connections_max: int,
         throttles: Throttles,
+        addresses: Sequence[str],
     ) -> None:
         self.store = store
         self.connections_max = connections_max
         self.public_key = public_bytes(key)
-        self.port = udp.port
+        self.port = udps[0].port
+        self.further = tuple(
+            Endpoint(address, udp.port) for address, udp in zip(addresses, udps[1:], strict=True)
+        )
+        """Where else readers reach this node; each is a path of its own."""
         self.engine = engine.name
         self.tickets = TicketBook(self.public_key)
         self.counters = BulkCounters()
         self._key = key
         self.quic_engine = engine
-        self.dialer = Dialer(engine)
+        self.dialer = Dialer(engine, addresses)
         self.offloads = Offloads(offloads, self.counters)
         self._fetches = trio.CapacityLimiter(FETCHES_MAX)
         self.throttles = throttles
@@ -97,12 +105,12 @@ class BulkEndpoint:
         serving = Serving(store, self.tickets, self.counters, throttles.sending)
         self.meetings = Meetings(engine, serving.converse)
         serving.on_call = self.meetings.take_call
-        self._listener = Listener(udp, engine, serving.converse)
+        self.listeners = [Listener(udp, engine, serving.converse) for udp in udps]
 
     @property
     def connections(self) -> int:
         """Readers connected now."""
-        return self._listener.connections
+        return sum(listener.connections for listener in self.listeners)
 
     async def serve(self) -> None:
         """Answer readers until cancelled."""
@@ -110,7 +118,8 @@ class BulkEndpoint:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.offloads.serve, source)
             nursery.start_soon(self.throttles.run)
-            nursery.start_soon(self._listener.serve)
+            for listener in self.listeners:
+                nursery.start_soon(listener.serve)
 
     def issue_ticket(
         self,
@@ -132,6 +141,7 @@ class BulkEndpoint:
             size=self.store.size(blob),
             endpoints=(
                 *(Endpoint(host, self.port) for host in hosts),
+                *(self.further if hosts else ()),
                 *((Endpoint(via.host, via.port, via.key),) if via is not None else ()),
             ),
             offloads=self.offloads.export(blob) if offloads else (),
@@ -180,8 +190,9 @@ class BulkEndpoint:
         moved = info.size - landing.bytes_resumed
         _log.info("blob_fetched", blob=format_blob_id(info.blob), bytes=moved, transport=transport)
         shares = tuple((each.ticket.holder, each.bytes_kept) for each in sources if each.bytes_kept)
+        paths = tuple(sum((each.came_by for each in sources), Counter[str]()).items())
         return TransferReport(
-            info.blob, info.size, moved, landing.bytes_resumed, seconds, transport, reason, shares
+            info.blob, info.size, moved, landing.bytes_resumed, seconds, transport, reason, shares, paths
         )
 
     async def _bring(
@@ -272,22 +283,42 @@ async def open_bulk(
     offloads: Sequence[Offload] = (),
     connections_max: int = CONNECTIONS_MAX,
     throttles: Throttles | None = None,
+    addresses: Sequence[str] = (),
 ) -> AsyncIterator[BulkEndpoint]:
     """A bulk endpoint on UDP `host`:`port` (0 takes a free one), served until the block ends.
 
     Raises `PortInUse` or `UsageError` (engine not installed). `offloads` come from `load_offloads`; they are
     closed with the endpoint. Without `throttles` there are no ceilings.
+    `addresses` are further local ones, used beside `host` for what is sent and what is fetched.
     """
     with ExitStack() as stack:
         for offload in offloads:
             stack.callback(offload.close)
         chosen = load_engine(engine, key)
-        udp = open_udp(host, port)
-        stack.callback(udp.close)
+        udps = [open_udp(host, port)]
+        stack.callback(udps[0].close)
+        for address in addresses:
+            udps.append(_open_further(address, udps[0].port))
+            stack.callback(udps[-1].close)
         endpoint = BulkEndpoint(
-            store, key, chosen, udp, offloads, connections_max, throttles or Throttles.unlimited()
+            store,
+            key,
+            chosen,
+            udps,
+            offloads,
+            connections_max,
+            throttles or Throttles.unlimited(),
+            addresses,
         )
         async with open_background() as background:
             background.start_soon(endpoint.serve)
             await trio.lowlevel.checkpoint()
             yield endpoint
+
+
+def _open_further(address: str, port: int) -> UdpSocket:
+    """The same port at another address, or where that is taken (such as by a socket for all addresses) any."""
+    try:
+        return open_udp(address, port)
+    except PortInUse:
+        return open_udp(address, 0)

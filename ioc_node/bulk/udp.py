@@ -178,8 +178,9 @@ def open_udp(host: str, port: int) -> UdpSocket:
     return UdpSocket(sock, connected=False)
 
 
-async def connect_udp(host: str, port: int) -> tuple[UdpSocket, Address]:
-    """A socket that talks to one peer, and the peer's numeric address. Raises `PeerUnreachable`."""
+async def connect_udp(host: str, port: int, *, local: str | None = None) -> tuple[UdpSocket, Address]:
+    """A socket that talks to one peer, and the peer's numeric address; from the address `local`, or as the kernel
+    routes. Raises `PeerUnreachable`."""
     try:
         found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except OSError as error:
@@ -187,8 +188,11 @@ async def connect_udp(host: str, port: int) -> tuple[UdpSocket, Address]:
     family, _, _, _, target = found[0]
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
+        if local is not None:
+            sock.bind((local, 0))
         sock.connect(target)
     except OSError as error:
         sock.close()
-        raise PeerUnreachable(f"no route to {host}:{port}: {error.strerror}") from None
+        way = f" from {local}" if local is not None else ""
+        raise PeerUnreachable(f"no route{way} to {host}:{port}: {error.strerror}") from None
     return UdpSocket(sock, connected=True), (str(target[0]), int(target[1]))

@@ -298,7 +298,7 @@ async def test_hundreds_of_small_blobs_come_over_one_connection(tmp_path: Path) 
         infos = [*await add_small(alice.store, 600), await alice.store.add_bytes(b"")]
         tickets = [alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS) for info in infos]
         opened = 0
-        welcome = alice._listener._welcome
+        welcome = alice.listeners[0]._welcome
 
         def count(*args: object) -> Channel | None:
             nonlocal opened
@@ -306,7 +306,7 @@ async def test_hundreds_of_small_blobs_come_over_one_connection(tmp_path: Path) 
             opened += channel is not None
             return channel
 
-        alice._listener._welcome = count  # type: ignore[method-assign,assignment]
+        alice.listeners[0]._welcome = count  # type: ignore[method-assign,assignment]
         with trio.fail_after(20):
             assert await bob.fetch_small(tickets) == {}
         assert opened == 1
