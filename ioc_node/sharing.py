@@ -134,7 +134,7 @@ class SharedBlobs:
             where = self._where.contact()
             if where is None:
                 raise PeerUnreachable("no core node is linked through which this one is reached")
-            report = await self._dht.announce(blob, where, seconds)
+            report = await self._dht.announce(blob, where.host, where.port, seconds, via=where.via)
         except (WireError, NodeError) as error:
             _log.warning("announce_failed", blob=format_blob_id(blob), reason=str(error))
             return 0

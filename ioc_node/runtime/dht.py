@@ -37,7 +37,6 @@ from ioc_node.runtime.datagrams import open_datagrams
 from ioc_node.runtime.driver import Driver, open_background
 from ioc_node.runtime.newest import Newest
 from ioc_node.runtime.publishing import Publishing, Resign
-from ioc_wire import market
 from ioc_wire.dht import HolderRecord
 from ioc_wire.errors import WireError
 from ioc_wire.identity import format_node_id
@@ -194,10 +193,13 @@ class Dht:
         """Find the servers nearest to a 32-byte target. Raises `PeerUnreachable`."""
         return await self._do(FindReport, lambda n: events.FindStarted(n, target))
 
-    async def announce(self, blob: bytes, where: market.Contact, seconds: int = HOLDER_SECONDS) -> PutReport:
-        """Tell that we give `blob` out over a link to `where`, for so many seconds."""
+    async def announce(
+        self, blob: bytes, host: str, port: int, seconds: int = HOLDER_SECONDS, *, via: bytes | None = None
+    ) -> PutReport:
+        """Tell that we give `blob` out over a link to `host`:`port`, for so many seconds; over a circuit through the
+        core node there, with the key `via`, where nobody can dial us."""
         now = int(self.machine.unix(trio.current_time()))
-        holder = sign(self._key, HolderRecord(blob, where.host, where.port, now, now + seconds, where.via))
+        holder = sign(self._key, HolderRecord(blob, host, port, now, now + seconds, via))
         return await self._do(PutReport, lambda n: events.AnnounceStarted(n, holder))
 
     async def holders(self, blob: bytes) -> HoldersReport:
