@@ -81,7 +81,7 @@ class UcxOffload:
         over = (
             f"RDMA on {', '.join(rdma)}" if rdma else f"TCP on {', '.join(self._settings.options.interfaces)}"
         )
-        return Capability(True, f"UCX {version}, {over}", mb_s=4000.0 if rdma else 800.0, set_up_seconds=0.02)
+        return Capability(True, f"UCX {version}, {over}", mb_s=4000.0 if rdma else 800.0, set_up_seconds=0.05)
 
     def health(self) -> Capability:
         """Whether the interfaces are up and the listener runs."""
