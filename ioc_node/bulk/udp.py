@@ -152,9 +152,11 @@ def _cuts(datagrams: Sequence[bytes]) -> list[int]:
     count = len(datagrams)
     sizes = list(map(len, datagrams))
     equal = sizes.count(sizes[0])
-    one_piece = equal == count or (equal == count - 1 and sizes[-1] < sizes[0])
-    if one_piece and count <= SEGMENTS_MAX and sizes[0] * count <= SEND_BYTES_MAX:
-        return [0, count]  # nearly always: a full flight, or its end
+    if equal == count or (
+        equal == count - 1 and sizes[-1] < sizes[0]
+    ):  # nearly always: a full flight, or its end
+        step = max(1, min(SEGMENTS_MAX, SEND_BYTES_MAX // max(sizes[0], 1)))
+        return [*range(0, count, step), count]
     cuts = [0]
     start = total = 0
     for index, size in enumerate(sizes):
