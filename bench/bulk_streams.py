@@ -42,7 +42,7 @@ def measure_rows(*, quick: bool, runs: int) -> tuple[list[Row], list[str]]:
         if with_libp2p:
             found["libp2p"].append(_libp2p(int(size * SHARES["libp2p"])))
     notes = [
-        f"1 GB per run and row; aioquic {SHARES['aioquic']:.0%} and libp2p {SHARES['libp2p']:.0%} of it"
+        f"1 GB per run and row; aioquic {SHARES['aioquic']:.0%} and libp2p {SHARES['libp2p']:.1%} of it"
         if not quick
         else "a tenth of the bytes",
         "request: 64 bytes there and back on its own connection to the sender, while one stream runs at full speed",

@@ -110,8 +110,9 @@ class Pipe:
         return buffered
 
     def announce_datagram_bytes(self, size: int) -> None:
-        """What to tell the peer that the path carries; counts until the (last) ClientHello is made."""
+        """The path carries so much in both directions: heed it, and tell the peer in the ClientHello after Retry."""
         self.connection.path_bytes = size
+        self._use_datagram_bytes(size)
 
     def unordered_bytes(self, stream: int) -> int:
         """What the engine holds for the application because bytes before it are missing."""
@@ -123,6 +124,9 @@ class Pipe:
 
     def peer_key(self) -> bytes | None:
         """The Ed25519 key in the peer's certificate, whose signature TLS has verified; None for any other."""
+        raise NotImplementedError
+
+    def _use_datagram_bytes(self, size: int) -> None:
         raise NotImplementedError
 
     def _buffered_bytes(self, stream: int) -> int:
@@ -171,6 +175,9 @@ class _AioquicPipe(Pipe):
         found = self.connection._streams.get(stream)
         return len(found.sender._buffer) if found is not None else 0
 
+    def _use_datagram_bytes(self, size: int) -> None:
+        self.connection._max_datagram_size = size
+
     def unordered_bytes(self, stream: int) -> int:
         # aioquic widens its windows for the highest offset seen, holes included, and fills the holes with zeros
         found = self.connection._streams.get(stream)
@@ -183,6 +190,9 @@ class _AioquicPipe(Pipe):
 class _Qh3Pipe(Pipe):
     def __init__(self, connection: Any, events: Any) -> None:
         super().__init__("qh3", connection, events, slice_bytes=256 << 10, unsent_bytes_max=8 << 20)
+
+    def _use_datagram_bytes(self, size: int) -> None:
+        self.connection.configuration.max_datagram_size = size  # read when Retry makes a new core
 
     def _feed(self, received: Received, now: float) -> None:
         data, size, address = received

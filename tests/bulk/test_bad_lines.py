@@ -125,6 +125,37 @@ async def test_datagrams_are_as_large_as_the_path_carries(engine: str, mtu: int,
     assert size / found < datagrams < size / found * 1.15 + 30
 
 
+@pytest.mark.parametrize(("mtu", "found"), [(9000, 8952), (1452, 1452), (1240, 1232)])
+@pytest.mark.parametrize(("holder", "reader"), PAIRS)
+async def test_who_calls_sends_as_large_datagrams(holder: str, reader: str, mtu: int, found: int) -> None:
+    """A holder that nobody can dial calls its reader: then it is the client that sends the bulk."""
+    size = 256 << 10
+    arrived = trio.Event()
+    got = []
+
+    async def swallow(channel: Channel) -> None:
+        got.append(await channel.receive_exactly(size))
+        arrived.set()
+        await channel.receive_exactly(1)
+
+    async with (
+        open_rogue(swallow, holder) as port,
+        open_impaired(("127.0.0.1", port), Impairment(mtu_bytes=mtu)) as impaired,
+        open_channel(
+            load_engine(reader, BOB),  # type: ignore[arg-type]
+            "127.0.0.1",
+            impaired.port,
+            public_bytes(ALICE),
+            received_bytes_max=MIB,
+        ) as channel,
+    ):
+        with trio.fail_after(20):
+            await channel.send_all(pattern(size))
+            await arrived.wait()
+    assert got == [pattern(size)]
+    assert size / found < impaired.up.counters.passed < size / found * 1.2 + 40
+
+
 @pytest.mark.parametrize(("holder", "reader"), [("qh3", "qh3"), ("aioquic", "aioquic")])
 async def test_a_nat_that_rebinds_does_not_break_a_transfer(holder: str, reader: str) -> None:
     """The holder sees the reader at another port, validates it, and goes on (RFC 9000 section 9)."""
