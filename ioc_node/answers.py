@@ -80,6 +80,9 @@ class Answers:
             api.CollectGarbage: self._collect,
             api.AddDataset: self._add_dataset,
             api.ListDatasets: self._list_datasets,
+            api.SendShipment: self._send_shipment,
+            api.ListShipments: self._shipments,
+            api.CancelShipping: self._cancel_shipment,
             api.GetBandwidth: self._bandwidth,
             api.SetBandwidth: self._set_bandwidth,
             api.ShowDataset: self._show_dataset,
@@ -204,6 +207,16 @@ class Answers:
 
     async def _set_bandwidth(self, message: api.SetBandwidth) -> Message:
         return self.node.set_bandwidth(message.changes)
+
+    async def _send_shipment(self, message: api.SendShipment) -> Message:
+        return api.Shipments((await self.node.express.send(message),))
+
+    async def _shipments(self, message: api.ListShipments) -> Message:
+        express = self.node.express
+        return api.Shipments((express.show(message.shipment),) if message.shipment else express.list())
+
+    async def _cancel_shipment(self, message: api.CancelShipping) -> Message:
+        return api.Shipments((await self.node.express.cancel(message.shipment),))
 
     # -- tasks
 

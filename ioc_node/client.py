@@ -197,6 +197,22 @@ class RemoteNode:
         """Hold a dataset, or one version of it, no longer; how many versions were held."""
         return (await self._ask(api.RemoveDataset(dataset, version), api.DatasetRemoved)).versions
 
+    async def ship(self, message: api.SendShipment) -> api.ShipmentRow:
+        """Order a shipment. Raises `UsageError`, `PeerUnreachable`, `RequestRefused`."""
+        return (await self._ask(message, api.Shipments)).rows[0]
+
+    async def shipments(self) -> tuple[api.ShipmentRow, ...]:
+        """What this node sends and takes, the newest first."""
+        return (await self._ask(api.ListShipments(), api.Shipments)).rows
+
+    async def shipment(self, shipment: bytes) -> api.ShipmentRow:
+        """One of them. Raises `UsageError`."""
+        return (await self._ask(api.ListShipments(shipment), api.Shipments)).rows[0]
+
+    async def cancel_shipment(self, shipment: bytes) -> api.ShipmentRow:
+        """Stop one. Raises `UsageError` where it is over."""
+        return (await self._ask(api.CancelShipping(shipment), api.Shipments)).rows[0]
+
     async def bandwidth(self) -> api.BandwidthTold:
         """Ceilings, weights, and who uses what now."""
         return await self._ask(api.GetBandwidth(), api.BandwidthTold)

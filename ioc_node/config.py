@@ -135,6 +135,15 @@ class BandwidthConfig(_Table, frozen=True, kw_only=True):
     receiving: DirectionConfig = DirectionConfig()
 
 
+class ExpressConfig(_Table, frozen=True, kw_only=True):
+    """What this node takes of what others ship to it: for a price per 10^9 bytes in millionths of the currency (None:
+    nothing), at most so much at a time, and expecting so many MB/s where nothing was measured."""
+
+    price_micro_per_gb: UInt | None = None
+    mib_max: Annotated[int, msgspec.Meta(ge=1)] = 1 << 20
+    expected_mb_s: Positive = 50.0
+
+
 class RelayConfig(_Table, frozen=True, kw_only=True):
     """What a core node passes on between peers that cannot reach each other: datagrams by UDP `port` (None: the node's
     port + 2), so many MiB per second and session, so many sessions at a time."""
@@ -186,6 +195,7 @@ class NodeConfig(_Table, frozen=True, kw_only=True):
     gossip: GossipConfig = GossipConfig()
     relay: RelayConfig = RelayConfig()
     bandwidth: BandwidthConfig = BandwidthConfig()
+    express: ExpressConfig = ExpressConfig()
 
     @classmethod
     def load(cls, home: str | Path | None = None) -> Self:

@@ -1,10 +1,13 @@
 """What a program may ask of a running node about blobs and datasets; part of `ioc_node.api`."""
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
+
+import msgspec
 
 from ioc_node.core.bandwidth import Traffic
 from ioc_wire.bulk import Ticket
-from ioc_wire.codec import Message
+from ioc_wire.codec import Message, UInt
+from ioc_wire.express import ORDER_SECONDS_MAX
 
 
 class AddFile(Message, frozen=True, tag=121):
@@ -289,6 +292,55 @@ class BandwidthTold(Message, frozen=True, tag=212):
     weights: dict[Traffic, float]
 
 
+class SendShipment(Message, frozen=True, tag=220):
+    """Have a blob or a dataset that is here at the node `to` (a node ID, or a prefix for any node there that takes it),
+    for at most so many millionths of the currency. Answer: `Shipments` with that one, or the fault."""
+
+    subject: str
+    to: str
+    within_seconds: Annotated[int, msgspec.Meta(ge=1, le=ORDER_SECONDS_MAX)]
+    price_max_micro: UInt
+
+
+class ListShipments(Message, frozen=True, tag=221):
+    """Answer: `Shipments`, the newest first; with `shipment` that one, or `UsageError`."""
+
+    shipment: bytes = b""
+
+
+class CancelShipping(Message, frozen=True, tag=222):
+    """Stop a shipment, from either side; nothing is paid. Answer: `Shipments` with that one, or `UsageError`."""
+
+    shipment: bytes
+
+
+class ShipmentRow(Message, frozen=True):
+    """One shipment. This node `sends` or `takes` it; `state` is offered, moving, delivered, late, failed, disputed or
+    cancelled. `bytes_done` were fetched and verified (the sender knows them at the end). `expected_seconds` is what the
+    receiver expected; `text` says why it does not go on, or ended."""
+
+    shipment: bytes
+    side: str
+    peer: str
+    subject: bytes
+    dataset: bool
+    size: int
+    state: str
+    bytes_done: int
+    price_micro_per_gb: int
+    price_max_micro: int
+    expected_seconds: int
+    made_ms: int
+    deadline: int
+    ended_ms: int
+    receipt: bytes
+    text: str
+
+
+class Shipments(Message, frozen=True, tag=223):
+    rows: tuple[ShipmentRow, ...]
+
+
 DataMessage = (
     AddFile
     | Added
@@ -318,4 +370,8 @@ DataMessage = (
     | GetBandwidth
     | SetBandwidth
     | BandwidthTold
+    | SendShipment
+    | ListShipments
+    | CancelShipping
+    | Shipments
 )

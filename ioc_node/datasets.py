@@ -409,6 +409,34 @@ class Datasets:
             seconds=trio.current_time() - started,
         )
 
+    def is_version(self, blob: bytes) -> bool:
+        """Whether a blob is a version of a dataset that is held here."""
+        return bool(self._store.fetch("SELECT 1 FROM datasets WHERE blob = ?", (blob,)))
+
+    async def take_over(self, blob: bytes, holder: Holder, on_moved: Callable[[int], None]) -> None:
+        """Have the version of a dataset that `blob` is, and all that it names, from that holder, and give it out from
+        then on. `on_moved` is told bytes that were verified and kept. Raises `RequestRefused`, `StorageUnusable`,
+        `Malformed` for a list that could do harm, `Revoked`.
+        """
+
+        async def bring(wanted: list[Wanted]) -> None:
+            on_moved(await self._bring(wanted, (holder,)))
+
+        await bring([(blob, None)])
+        known = await self._load(blob, (holder,))
+        if self.is_revoked(known.signed.key):
+            raise Revoked(f"the key of the owner of dataset {known.text}")
+        await bring([(page.blob, None) for page in known.version.pages])
+        reason = _reason(dataset_point(known.owner, known.version.name), known.version.version)
+        for group in groups_of(await self.entries(known)):
+            await bring([(entry.blob, entry.size) for entry in group])
+            with self._store.transaction():
+                self._keeper.hold((entry.blob for entry in group), reason)
+        self._keeper.hold((page.blob for page in known.version.pages), reason)
+        await self._keep(known.signed, reason)
+        await self._shared.announce(dataset_point(known.owner, known.version.name))
+        await self._shared.announce(known.blob)
+
     async def compare(
         self, reference: str, folder: Path, *, path: str = "", version: int | None = None
     ) -> api.DatasetCompared:

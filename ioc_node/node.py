@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -34,8 +35,12 @@ from ioc_node.core.events import RecordChanged
 from ioc_node.core_links import CoreLinks
 from ioc_node.core_side import CoreSide
 from ioc_node.datasets import Datasets
+from ioc_node.destinations import find_destinations
 from ioc_node.entering import Entrance
 from ioc_node.errors import ConfigError, RequestRefused, UsageError
+from ioc_node.express import Express
+from ioc_node.express_journal import ExpressJournal
+from ioc_node.express_taking import ShipmentTaker
 from ioc_node.finding import Finder
 from ioc_node.identity import Identity, advertised_host, load_identity
 from ioc_node.metering.ledger import Ledger
@@ -96,6 +101,7 @@ class Node:
         resolver: Resolver,
         shared: SharedBlobs,
         datasets: Datasets,
+        express: Express,
         consumer: Consumer,
         workflows: Workflows,
         ledger: Ledger,
@@ -118,6 +124,7 @@ class Node:
         self.resolver = resolver
         self.shared = shared
         self.datasets = datasets
+        self.express = express
         self.consumer = consumer
         self.workflows = workflows
         self.ledger = ledger
@@ -365,6 +372,8 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         datasets = Datasets(store, bulk, shared, keeper, key=identity.key)
         datasets.is_revoked = lambda key: key in trust.revoked
         datasets.register(handlers)
+        express = _make_express(config, identity, store, bulk, shared, datasets, keeper, ledger, where)
+        express.register(handlers)
         exchange.on_fetched = shared.note
         local = None
         core = None
@@ -471,6 +480,7 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
             resolver=Resolver(dht, cores, local),
             shared=shared,
             datasets=datasets,
+            express=express,
             consumer=consumer,
             workflows=workflows,
             ledger=ledger,
@@ -493,6 +503,8 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         tasks.start_soon(shared.keep_announced, entrance.wait_joined)
         tasks.start_soon(shared.keep_withdrawn, entrance.wait_joined)
         tasks.start_soon(datasets.keep_announced, entrance.wait_joined)
+        express.destinations = partial(find_destinations, dht, links, finder)
+        tasks.start_soon(express.run, links)
         await tasks.start(consumer.run)
         await tasks.start(workflows.run)
         if provider is not None:
@@ -507,6 +519,23 @@ async def open_node(config: NodeConfig, *, bootstrap: Sequence[str] = ()) -> Asy
         answers.close()
         if provider is not None:
             await provider.stop()
+
+
+def _make_express(
+    config: NodeConfig,
+    identity: Identity,
+    store: Store,
+    bulk: BulkEndpoint,
+    shared: SharedBlobs,
+    datasets: Datasets,
+    keeper: Keeper,
+    ledger: Ledger,
+    where: Whereabouts,
+) -> Express:
+    journal = ExpressJournal(store)
+    key = identity.key
+    taker = ShipmentTaker(store, journal, bulk, datasets, keeper, ledger, key, config.express)
+    return Express(store, journal, taker, bulk, shared, datasets, ledger, key, where)
 
 
 def _make_folders(home: Path) -> None:

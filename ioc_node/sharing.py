@@ -79,7 +79,7 @@ class SharedBlobs:
         handlers.serve(RequestTickets, self._on_many)
 
     async def _on_request(self, link: Link, message: RequestTicket) -> TicketIssued:
-        if not self._is_shared(message.blob):
+        if not self.is_shared(message.blob):
             raise NotFound(f"blob {format_blob_id(message.blob)} is not shared here")
         return TicketIssued(self._ticket(message.blob, link.peer.key))
 
@@ -87,7 +87,8 @@ class SharedBlobs:
         where = self._where
         return self._bulk.issue_ticket(blob, reader, hosts=where.hosts, via=where.via(), offloads=offloads)
 
-    def _is_shared(self, blob: bytes) -> bool:
+    def is_shared(self, blob: bytes) -> bool:
+        """Whether members of the network get this blob here."""
         if not self._bulk.store.has(blob):
             return False
         rows = self._store.fetch("SELECT 1 FROM shared_blobs WHERE blob = ?", (blob,))
@@ -101,7 +102,7 @@ class SharedBlobs:
         for number, blob in enumerate(message.blobs):
             if number % BLOBS_PER_TURN == 0:
                 await trio.lowlevel.checkpoint()
-            if not self._is_shared(blob):
+            if not self.is_shared(blob):
                 grants.append(None)
                 continue
             ticket = self._ticket(blob, link.peer.key, offloads=False)

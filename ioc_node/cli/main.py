@@ -32,6 +32,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "pin": ("garbage:pin", "Hold a blob until it is unpinned."),
     "unpin": ("garbage:unpin", "Hold and share a blob no longer."),
     "gc": ("garbage:gc", "Remove copies of blobs that nothing holds."),
+    "express": ("expresses:express", "Ship a blob or dataset to a node by a deadline, for a price."),
     "bandwidth": ("bandwidths:bandwidth", "Show what moves, and set ceilings and weights."),
     "submit": ("submit:submit", "Submit a task or a workflow."),
     "tasks": ("tasks:tasks", "List the tasks of this node."),

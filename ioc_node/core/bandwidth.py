@@ -234,13 +234,19 @@ class Bandwidth:
             for bucket in self._buckets.values():
                 bucket.finish.pop(flow, None)
 
+    def ceiling_of(self, peer: bytes, traffic: Traffic) -> float:
+        """The lowest ceiling that applies; `math.inf` without any."""
+        names: tuple[_Name, ...] = (None, traffic, peer)
+        rates = (self._rate_of(name) for name in names)
+        return min((rate for rate in rates if rate is not None), default=math.inf)
+
     def is_limited(self, flow: Flow) -> bool:
         """Whether any ceiling applies to this flow."""
-        return bool(self._narrowest(flow) < math.inf)
+        return bool(self.ceiling_of(flow.peer, flow.traffic) < math.inf)
 
     def piece_bytes(self, flow: Flow) -> int:
         """How much to ask for at a time: a few milliseconds of the narrowest ceiling."""
-        rate = self._narrowest(flow)
+        rate = self.ceiling_of(flow.peer, flow.traffic)
         return int(max(PIECE_BYTES_MIN, min(PIECE_BYTES_MAX, rate * PIECE_SECONDS)))
 
     # -- bytes
@@ -354,11 +360,6 @@ class Bandwidth:
         if isinstance(name, bytes):
             return self.ceilings.of_peer(name)
         return self.ceilings.classes.get(name)
-
-    def _narrowest(self, flow: Flow) -> float:
-        names: tuple[_Name, ...] = (None, flow.traffic, flow.peer)
-        rates = (self._rate_of(name) for name in names)
-        return min((rate for rate in rates if rate is not None), default=math.inf)
 
     def _buckets_for(self, peer: bytes, traffic: Traffic, now: float) -> list[_Bucket]:
         found = []

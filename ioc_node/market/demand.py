@@ -105,7 +105,7 @@ def make_demand(
         resources=resources,
         constraints=constraints,
         runtimes=_listed(runtimes),
-        wall_seconds=_seconds("duration", duration),
+        wall_seconds=seconds_of("duration", duration),
         gang=gang,
     )
     try:
@@ -180,7 +180,7 @@ def _read_size(name: str, text: str) -> Decimal:
     return exact
 
 
-def _seconds(name: str, value: int | str) -> int:
+def seconds_of(name: str, value: int | str) -> int:
     if isinstance(value, str):
         number, unit = (value[:-1], value[-1:]) if value[-1:] in _SECONDS else (value, "s")
         if not number.isdecimal() or len(number) > 9:

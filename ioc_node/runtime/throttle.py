@@ -78,6 +78,10 @@ class Throttle:
         """See `Bandwidth.admits`; `peer` is a public key."""
         return self.machine.admits(node_id_of(peer), traffic, size, now=trio.current_time())
 
+    def ceiling_of(self, peer: bytes, traffic: Traffic) -> float:
+        """The lowest ceiling for that class to or from a peer (a public key), bytes per second."""
+        return self.machine.ceiling_of(node_id_of(peer), traffic)
+
     def uses(self) -> list[Use]:
         """Who uses what now; peers by node ID."""
         return self.machine.uses(trio.current_time())

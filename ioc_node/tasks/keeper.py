@@ -19,6 +19,8 @@ BY_HAND: Final = b""
 """The reason of blobs that the operator added or pinned."""
 DATASET: Final = b"dataset:"
 """Begins the reason of what belongs to a dataset; its point follows."""
+EXPRESS: Final = b"express:"
+"""Begins the reason of what was shipped here; the shipment's name follows."""
 UNUSED_SECONDS: Final = 60.0
 """A copy that was used so lately is not taken away: whoever fetched it is about to read it."""
 FOREVER_MS: Final = 1 << 62
@@ -49,6 +51,8 @@ def reason_text(reason: bytes) -> str:
         return "pinned"
     if reason.startswith(DATASET):
         return "dataset"
+    if reason.startswith(EXPRESS):
+        return "shipped here"
     return "task input" if len(reason) == 36 else "task"
 
 

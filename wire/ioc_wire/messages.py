@@ -10,6 +10,7 @@ from ioc_wire import (
     bulk,
     bulletins,
     datasets,
+    express,
     gossip,
     interest,
     latency,
@@ -90,6 +91,11 @@ Body = (
     | relay.MeetAtRelay
     | datasets.RequestDataset
     | datasets.DatasetTold
+    | express.OfferShipment
+    | express.ShipmentAccepted
+    | express.ReportShipment
+    | express.ShipmentSettled
+    | express.CancelShipment
 )
 
 NODE_CODEC: Final = UnionCodec(Body)
