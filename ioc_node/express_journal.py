@@ -11,14 +11,15 @@ from ioc_wire.signed import Signed, verify
 
 Side = Literal["sends", "takes"]
 State = Literal["offered", "moving", "delivered", "late", "failed", "disputed", "cancelled"]
-OPEN_STATES: Final = ("offered", "moving")
+ENDED_KEPT_MAX: Final = 10_000
+"""Shipments that are over and still listed; receipts stay in the ledger."""
 
 _SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS shipments (
          id BLOB PRIMARY KEY, side TEXT NOT NULL, peer BLOB NOT NULL, signed_order BLOB NOT NULL, terms BLOB,
          state TEXT NOT NULL, had INTEGER NOT NULL, bytes_done INTEGER NOT NULL, usage BLOB, receipt BLOB,
          text TEXT NOT NULL, made_ms INTEGER NOT NULL, ended_ms INTEGER) WITHOUT ROWID""",
-    "CREATE INDEX IF NOT EXISTS shipments_state ON shipments (state, side)",
+    "CREATE INDEX IF NOT EXISTS shipments_ended ON shipments (ended_ms)",
 )
 _COLUMNS: Final = (
     "id, side, peer, signed_order, terms, state, had, bytes_done, usage, receipt, text, made_ms, ended_ms"
@@ -72,6 +73,11 @@ class ExpressJournal:
                 f"INSERT INTO shipments ({_COLUMNS})"  # noqa: S608
                 " VALUES (?, ?, ?, ?, ?, ?, ?, 0, NULL, NULL, '', ?, NULL)",
                 row,
+            )
+            self._store.execute(
+                "DELETE FROM shipments WHERE id IN (SELECT id FROM shipments WHERE ended_ms IS NOT NULL"
+                " ORDER BY ended_ms DESC LIMIT -1 OFFSET ?)",
+                (ENDED_KEPT_MAX,),
             )
 
     def drop(self, id: bytes) -> None:

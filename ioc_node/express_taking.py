@@ -48,6 +48,8 @@ from ioc_wire.tasks import Done
 
 TAKEN_AT_ONCE: Final = 4
 OPEN_MAX: Final = 256
+OPEN_PER_SENDER_MAX: Final = 16
+"""Shipments of one sender that are not over: orders cost it nothing."""
 PAUSE_SECONDS: Final = 0.5
 PAUSE_SECONDS_MAX: Final = 30.0
 REPORT_SECONDS: Final = 20.0
@@ -111,10 +113,15 @@ class ShipmentTaker:
         known = self._journal.row(name)
         if known is not None and known.terms is not None:
             return ShipmentAccepted(known.terms)
-        if self._nursery is None or len(self._journal.open("takes")) >= OPEN_MAX:
-            raise Busy("no more shipments are taken just now")
-        terms = sign(self._key, self._terms(name, order, link.peer.key))
         had = await self._bytes_here(order)
+        known = self._journal.row(name)
+        if known is not None and known.terms is not None:
+            return ShipmentAccepted(known.terms)  # the same order came twice at once
+        underway = self._journal.open("takes")
+        own = sum(each.peer.key == link.peer.key for each in underway)
+        if self._nursery is None or len(underway) >= OPEN_MAX or own >= OPEN_PER_SENDER_MAX:
+            raise Busy(f"{own} of {len(underway)} shipments that are under way here are that sender's")
+        terms = sign(self._key, self._terms(name, order, link.peer.key))
         self._journal.add(
             name, "takes", message.sender, message.order, terms, had=had, made_ms=int(time.time() * 1000)
         )
@@ -153,12 +160,16 @@ class ShipmentTaker:
     async def _bytes_here(self, order: ShipmentOrder) -> int:
         if self._bulk.store.has(order.subject):
             return self._bulk.store.size(order.subject)
-        partial = await self._bulk.store.resume(order.subject)
-        if partial is None:
+        lock = self._bulk.store.lock_of(order.subject)
+        if order.dataset or lock.locked():
             return 0
-        present = partial.bytes_present
-        partial.close()
-        return present
+        async with lock:
+            partial = await self._bulk.store.resume(order.subject)
+            if partial is None:
+                return 0
+            present = partial.bytes_present
+            partial.close()
+            return present
 
     async def _on_cancel(self, link: Link, message: CancelShipment) -> Done:
         row = self._journal.row(message.order)

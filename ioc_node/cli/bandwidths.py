@@ -87,7 +87,7 @@ def bandwidth_facts(told: api.BandwidthTold) -> dict[str, Any]:
 
 def render_bandwidth(console: Console, told: api.BandwidthTold) -> None:
     """Totals and ceilings of both directions, then a line for each peer and class."""
-    right = ("now", "ceiling", "moved", "transfers", "waiting")
+    right = ("MB/s", "ceiling", "moved", "open", "waiting")
     made = table("direction", "class", "peer", *right, right=right)
     for name, side in (("sending", told.sending), ("receiving", told.receiving)):
         now = sum(use.mb_s for use in side.uses)
@@ -129,8 +129,8 @@ def config_text(told: api.BandwidthTold) -> str:
 
 
 def _rate(mb_s: float) -> str:
-    return f"{mb_s:,.2f} MB/s" if mb_s >= 0.005 else "-"
+    return f"{mb_s:,.2f}" if mb_s >= 0.005 else "-"
 
 
 def _ceiling(mb_s: float | None) -> str:
-    return "none" if mb_s is None else f"{mb_s:g} MB/s"
+    return "none" if mb_s is None else f"{mb_s:g}"

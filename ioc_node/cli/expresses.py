@@ -148,13 +148,14 @@ def render_one(console: Console, row: api.ShipmentRow) -> None:
 
 def render_list(console: Console, rows: tuple[api.ShipmentRow, ...]) -> None:
     """One line each."""
-    made = table("shipment", "", "what", "size", "moved", "peer", "state", "why", right=("size", "moved"))
+    right = ("size", "moved")
+    made = table("shipment", "side", "what", *right, "peer", "state", "why", right=right)
     made.columns[7].no_wrap = False
     for row in rows:
         made.add_row(
             short(format_shipment(row.shipment)),
             row.side,
-            ("dataset " if row.dataset else "") + format_blob_id(row.subject)[:10],
+            "dataset" if row.dataset else "blob",
             size_text(row.size),
             size_text(row.bytes_done),
             short(row.peer),

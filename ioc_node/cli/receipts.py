@@ -10,8 +10,9 @@ from ioc_node import api
 from ioc_node.cli.common import ask, money_text, plain, short, show, size_text, span_text, table, with_home
 from ioc_node.cli.story import short_task
 from ioc_node.errors import TaskFailed
+from ioc_wire.express import EXPRESS_CID
 from ioc_wire.identity import format_node_id, node_id_of
-from ioc_wire.metering import format_receipt_id
+from ioc_wire.metering import UsageRecord, format_receipt_id
 from ioc_wire.tasks import format_task_id
 
 
@@ -66,6 +67,13 @@ def receipt_facts(row: api.ReceiptRow) -> dict[str, Any]:
     return facts
 
 
+def _provider(usage: UsageRecord) -> str:
+    """The prefix of whoever provided; of a shipment its receiver."""
+    if usage.cid == EXPRESS_CID:
+        return f"{short(format_node_id(node_id_of(usage.provider)))} {EXPRESS_CID}"
+    return usage.cid.removeprefix("ioc:").partition("/")[0][:20]
+
+
 def render_receipts(console: Console, found: api.Receipts, *, shown: int = api.ROWS_MAX) -> None:
     """What each attempt used and cost, for the newest `shown`; the sums are of all."""
     if not found.rows:
@@ -86,7 +94,7 @@ def render_receipts(console: Console, found: api.Receipts, *, shown: int = api.R
             span_text(usage.wall_ms / 1000),
             size_text(usage.bytes_in + usage.bytes_out),
             money_text(usage.cost_micro),
-            plain(usage.cid.removeprefix("ioc:").partition("/")[0][:20]),
+            plain(_provider(usage)),
         )
     console.print(made)
     if len(found.rows) > shown:

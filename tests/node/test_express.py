@@ -1,17 +1,23 @@
 """Data express between real nodes: promised, moved, billed in bytes, receipted; either end may restart."""
 
+import io
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
+from rich.console import Console
 
 import ioc_node
 from ioc_node import api
+from ioc_node.cli.expresses import format_shipment, render_list, render_one
+from ioc_node.cli.receipts import render_receipts
+from ioc_node.client import open_remote
 from ioc_node.config import BulkConfig, ExpressConfig, NodeConfig
 from ioc_node.core.bandwidth import Ceilings
 from ioc_node.errors import RequestRefused, UsageError
+from ioc_node.express_taking import OPEN_PER_SENDER_MAX
 from ioc_wire.bulk import format_blob_id
 from ioc_wire.express import shipment_cost
 from tests.node.conftest import MakeHome
@@ -182,6 +188,44 @@ async def test_a_shipment_that_is_cancelled_stops_and_costs_nothing(
         assert pair.states(other.shipment) == ("failed", "cancelled")
         assert "by its receiver" in pair.sender.express.show(other.shipment).text
         assert pair.sender.ledger.totals().receipts == pair.receiver.ledger.totals().receipts == 0
+
+
+async def test_one_sender_may_not_fill_a_receiver_with_orders(make_home: MakeHome, tmp_path: Path) -> None:
+    async with open_pair(make_home) as pair:
+        blob = await add(pair.sender, tmp_path, 3 * MIB)
+        pair.sender.bulk.throttles.sending.set(SLOW, {})
+        rows = [await pair.ship(blob) for _ in range(OPEN_PER_SENDER_MAX)]
+        with pytest.raises(
+            RequestRefused, match="16 of 16 shipments that are under way here are that sender's"
+        ):
+            await pair.ship(blob)
+        await pair.sender.express.cancel(rows[0].shipment)
+        await pair.ship(blob)
+
+
+async def test_the_same_calls_go_over_the_control_socket(make_home: MakeHome, tmp_path: Path) -> None:
+    async with open_pair(make_home) as pair, open_remote(pair.sender.config.home) as remote:
+        blob = await add(pair.sender, tmp_path, MIB)
+        row = await remote.ship(api.SendShipment(blob, pair.receiver.identity.name, 3600, 10**9))
+        await pair.wait(lambda: pair.states(row.shipment) == ("delivered", "delivered"))
+        (listed,) = await remote.shipments()
+        assert listed == await remote.shipment(row.shipment)
+        console = Console(record=True, width=80, file=io.StringIO())
+        render_list(console, (listed,))
+        render_one(console, listed)
+        render_receipts(console, await remote.receipts())
+        text = console.export_text()
+        for words in (
+            format_shipment(row.shipment),
+            "delivered",
+            "1.0 MiB",
+            "2.5 per GB",
+            "0.002622",
+            "express",
+        ):
+            assert words in text
+        with pytest.raises(UsageError, match="delivered already"):
+            await remote.cancel_shipment(row.shipment)
 
 
 async def test_what_comes_too_late_costs_nothing(make_home: MakeHome, tmp_path: Path) -> None:
