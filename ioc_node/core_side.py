@@ -1,5 +1,6 @@
 """What a core node does more than others: it gossips, holds the catalogue, and answers demand queries."""
 
+import math
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -30,6 +31,7 @@ from ioc_wire.market import Contact, FindOffers, OffersFound
 
 OVERVIEW_SECONDS: Final = 3.0
 WARNINGS_MAX: Final = 8
+ASKED_SECONDS: Final = 1.0
 
 
 class CoreSide:
@@ -57,11 +59,16 @@ class CoreSide:
         self._changed: dict[bytes, set[int] | None] = {}
         self._change = trio.Event()
         self._patching = False
+        self._told: dict[tuple[bytes, int], None] = {}
+        """Provider and part of the status that the table lacks; in order, each once."""
+        self._entering = False
+        self._status = trio.Event()
+        self._asked_at = -math.inf
         self._overview: api.Overview | None = None
         self._table = trio.Lock()
         """Queries and patches take turns, in order of arrival."""
         self.gossip.on_changed(self._note_change)
-        self.gossip.on_status(self.engine.patch_status)
+        self.gossip.on_status(self._note_status)
 
     @property
     def providers(self) -> int:
@@ -116,7 +123,12 @@ class CoreSide:
         found = await self.forwarding.find(message)
         return found if found is not None else self.forwarding.note(await self._answer(message))
 
+    def _is_asked(self) -> bool:
+        """Whether queries came lately: patches are cut small for those that come next."""
+        return trio.current_time() - self._asked_at < ASKED_SECONDS
+
     async def _answer(self, message: FindOffers) -> OffersFound:
+        self._asked_at = trio.current_time()
         async with self._table:
             return await run_with_pauses(
                 self.engine.finding(
@@ -124,7 +136,7 @@ class CoreSide:
                     message.policy,
                     message.limit,
                     unix=time.time(),
-                    settled=not self._changed and not self._patching,
+                    settled=self._settled,
                     explain=message.explain,
                     after=message.after,
                     providers=message.providers,
@@ -187,6 +199,27 @@ class CoreSide:
             known.update(slots)
         self._change.set()
 
+    @property
+    def _settled(self) -> bool:
+        """Whether the table is up to the catalogue."""
+        return not (self._changed or self._patching or self._told or self._entering)
+
+    def _note_status(self, provider: bytes, part: int) -> None:
+        self._told[provider, part] = None
+        self._status.set()
+
+    async def _follow_status(self) -> None:
+        """Bring the status of the query's table up to the catalogue, until cancelled; no query waits for that."""
+        while True:
+            await self._status.wait()
+            self._entering = True
+            while self._told:
+                provider, part = next(iter(self._told))
+                del self._told[provider, part]  # what comes from now on is another one
+                await run_with_pauses(self.engine.patching_status(provider, part))
+            self._entering = False
+            self._status = trio.Event()
+
     async def _follow(self) -> None:
         """Bring the query's table up to the catalogue, until cancelled."""
         while True:
@@ -196,7 +229,7 @@ class CoreSide:
                 provider = next(iter(self._changed))
                 slots = self._changed.pop(provider)
                 chosen = sorted(slots) if slots is not None else None
-                for piece in self.engine.pieces(provider, chosen):
+                for piece in self.engine.pieces(provider, chosen, in_turns=self._is_asked):
                     async with self._table:
                         await run_with_pauses(piece)
             self._patching = False
@@ -206,6 +239,7 @@ class CoreSide:
         """Gossip and measure until the nursery ends."""
         self.forwarding.links = links
         nursery.start_soon(self._follow)
+        nursery.start_soon(self._follow_status)
         nursery.start_soon(self.gossip.run, links)
         nursery.start_soon(self.membership.run, links, self._contact)
         nursery.start_soon(self.latency.run, links, pinger)

@@ -22,6 +22,9 @@ from ioc_wire.signed import Signed
 STEP_ENTRIES: Final = 64
 """Entries checked between two pauses: about 2 ms."""
 
+STEP_NAMES: Final = 512
+"""Names held against those that there are, between two pauses."""
+
 
 class Refused(NamedTuple):
     """An entry or a row that is left out, while the rest goes on: `what` it is, and why."""
@@ -105,8 +108,8 @@ class Intake:
             raise WrongRoot(f"{len(self._seqs)} entries towards head {head.seq}")
         yield
         yield from self._refuse_twins()
-        self.tree = tree
-        self.table = self.base.table.changed(self._seqs, self._names, head.slots)
+        table = yield from self.base.table.changing(self._seqs, self._names, head.slots)
+        self.tree, self.table = tree, table
         self.changed = (*self._seqs, *range(head.slots, len(self.base.table)))
         self.refused = tuple(Refused(f"slot {slot}", self._faults[slot]) for slot in sorted(self._faults))
 
@@ -121,7 +124,7 @@ class Intake:
             if other != slot:
                 self._faults[slot] = Malformed(f"{cid} stands in slot {other} already")
                 del self._names[slot]
-            if done % 512 == 511:
+            if done % STEP_NAMES == STEP_NAMES - 1:
                 yield
 
     def _held_in(self, cid: str) -> Iterator[int]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from ioc_node.core.catalogue import Catalogue
+from ioc_node.core.gossip_events import NewsReceived, StatusReceived
 from ioc_node.core.replica import FORKED
 from ioc_wire import limits
 from ioc_wire.gossip import HeadNews, HeadRow, HeadsPage, StatusAnnounced
@@ -35,6 +36,16 @@ def by_provider(news: Iterable[HeadNews]) -> Iterator[tuple[HeadNews, ...]]:
         held = one
     if held is not None:
         yield (held,)
+
+
+def one_by_one(
+    peer: bytes, news: Iterable[HeadNews], statuses: Iterable[Signed]
+) -> Iterator[NewsReceived | StatusReceived]:
+    """What `peer` told, in its order: a head (a pair that proves a fork stays together) or a status batch in each."""
+    for some in by_provider(news):
+        yield NewsReceived(peer, some)
+    for batch in statuses:
+        yield StatusReceived(peer, (batch,))
 
 
 def in_steps(news: Iterable[HeadNews], step: int) -> Iterator[tuple[HeadNews, ...]]:

@@ -8,8 +8,11 @@ many slots cost what they are.
 
 from array import array
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Final
+
+from ioc_node.core.steps import run_through
 
 SLOT_BITS: Final = 17
 SLOTS_MAX: Final = 65536
@@ -19,6 +22,8 @@ _HASH_MASK: Final = (1 << 64 - SLOT_BITS) - 1
 assert SLOTS_MAX <= _SLOT_MASK
 
 
+STEP_SLOTS: Final = 2048
+"""Slots and names worked through between two pauses: about a millisecond."""
 _FEW: Final = 64
 """Where fewer than one in so many names come and go, each is taken out or put in by itself."""
 
@@ -70,31 +75,58 @@ class SlotTable:
 
     def changed(self, seqs: Mapping[int, int], names: Mapping[int, str], count: int) -> "SlotTable":
         """The table of `count` slots after those in `seqs` changed, of which those in `names` are alive."""
-        new_seqs, hashes = _resized(self._seqs, count), _resized(self._hashes, count)
-        gone = {
-            self._hashes[slot] << SLOT_BITS | slot
-            for slot in (*seqs, *range(count, len(self)))
-            if self.is_alive(slot)
-        }
-        fresh: set[int] = set()
-        for slot, seq in seqs.items():
-            new_seqs[slot] = seq
-            hashes[slot] = _hash_of(names[slot]) if slot in names else 0
-            if hashes[slot]:
-                fresh.add(hashes[slot] << SLOT_BITS | slot)
-        return SlotTable(new_seqs, hashes, self._renamed(gone - fresh, fresh - gone))
+        return run_through(self.changing(seqs, names, count))
 
-    def _renamed(self, gone: set[int], fresh: set[int]) -> "array[int]":
+    def changing(
+        self, seqs: Mapping[int, int], names: Mapping[int, str], count: int
+    ) -> "Generator[None, None, SlotTable]":
+        """`changed` in steps of STEP_SLOTS."""
+        new_seqs, hashes = _resized(self._seqs, count), _resized(self._hashes, count)
+        gone: set[int] = set()
+        fresh: set[int] = set()
+        for done, slot in enumerate(chain(seqs, range(count, len(self))), 1):
+            if self.is_alive(slot):
+                gone.add(self._hashes[slot] << SLOT_BITS | slot)
+            if slot in seqs:
+                new_seqs[slot] = seqs[slot]
+                hashes[slot] = _hash_of(names[slot]) if slot in names else 0
+                if hashes[slot]:
+                    fresh.add(hashes[slot] << SLOT_BITS | slot)
+            if done % STEP_SLOTS == 0:
+                yield
+        kept = gone & fresh
+        gone -= kept
+        fresh -= kept
+        yield
+        return SlotTable(new_seqs, hashes, (yield from self._renamed(gone, fresh)))
+
+    def _renamed(self, gone: set[int], fresh: set[int]) -> "Generator[None, None, array[int]]":
         if not gone and not fresh:
             return self._names
         if (len(gone) + len(fresh)) * _FEW > len(self._names):
-            return array("Q", sorted({*self._names} - gone | fresh))
+            return (yield from _sorted(chain(self._names, fresh), gone, len(self._names) + len(fresh)))
         names = self._names[:]
         for name in gone:
             del names[bisect_left(names, name)]
         for name in fresh:
             insort(names, name)
         return names
+
+
+def _sorted(names: Iterable[int], without: set[int], count: int) -> "Generator[None, None, array[int]]":
+    """About `count` names in order, bucket by bucket: hashes fill them evenly."""
+    bits = (count // STEP_SLOTS).bit_length()
+    buckets: list[list[int]] = [[] for _ in range(1 << bits)]
+    for done, name in enumerate(names, 1):
+        if name not in without:
+            buckets[name >> 64 - bits].append(name)
+        if done % STEP_SLOTS == 0:
+            yield
+    found = array("Q")
+    for bucket in buckets:
+        found.extend(sorted(bucket))
+        yield
+    return found
 
 
 def _hash_of(cid: str) -> int:

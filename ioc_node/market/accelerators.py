@@ -11,9 +11,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ioc_node.market.columns import GROUPS_MAX, Table
+from ioc_node.market.columns import Table
 from ioc_node.market.kinds import Interned, Mask, Rows
 from ioc_node.market.leases import is_wanted, peaks_of
+from ioc_node.market.status_columns import GROUPS_MAX
 from ioc_wire.records import Accelerator
 from ioc_wire.tasks import AcceleratorDemand
 

@@ -11,21 +11,18 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import zip_longest
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ioc_node.core.replica import HeldStatus
 from ioc_node.market.extents import EXTENT_ROWS, Extents
 from ioc_node.market.kinds import Interned, Kinds, Mask, Rows, Traits, longer, pack_labels, reserved
 from ioc_node.market.pricing import prices_of
+from ioc_node.market.status_columns import GROUPS_MAX, ToldStatus
 from ioc_wire.limits import STATUS_ROWS_MAX
 from ioc_wire.records import ResourceRecord, StatusRow
 
-GROUPS_MAX: Final = 8
-"""Accelerator groups of one record, as the wire allows."""
 QUANTITY_MAX: Final = 1 << 40
 """Larger quantities and prices are cut down to this, so that no sum of products leaves 64 bits or a double."""
 COUNT_MAX: Final = (1 << 31) - 1
@@ -277,7 +274,7 @@ class Table:
         groups = (tuple(devices[: len(shape)]) for devices, shape in zip(free, shapes, strict=True))
         return map(StatusRow, slots, cores, memory, groups, queued, prices)
 
-    def set_status(self, provider: bytes, part: int, status: HeldStatus | None) -> None:
+    def set_status(self, provider: bytes, part: int, told: ToldStatus | None) -> None:
         """Patch the changing columns of one part of a provider's slots from its newest batch; the last of two lines for
         a slot counts.
         """
@@ -287,32 +284,22 @@ class Table:
             return
         there = mine[mine >= 0]
         self.columns["fresh_until"][there] = 0
-        if status is not None:
-            self._set_rows(mine, first, status)
+        if told is not None:
+            self._set_rows(mine, first, told)
         self._find_least(there, ("fresh_until",))
 
-    def _set_rows(self, mine: npt.NDArray[np.int32], first: int, status: HeldStatus) -> None:
-        lines = status.batch.rows
-        places = np.array([line.slot - first for line in lines], np.int64)
+    def _set_rows(self, mine: npt.NDArray[np.int32], first: int, told: ToldStatus) -> None:
+        places = told.columns["slot"] - first
         known = np.flatnonzero((places >= 0) & (places < len(mine)))
         rows = mine[places[known]].astype(np.int64)
         known, rows = known[rows >= 0], rows[rows >= 0]
         patch = self.columns
-        patch["fresh_until"][rows] = status.fresh_until
-        for column, values in (
-            ("free_cores", [line.free_cores_milli for line in lines]),
-            ("free_memory", [line.free_memory_mib for line in lines]),
-            ("queued", [line.queued for line in lines]),
-            ("price_now", [line.price_micro for line in lines]),
-        ):
-            patch[column][rows] = np.minimum(np.array(values, np.int64), _MAX[column])[known]
+        patch["fresh_until"][rows] = told.fresh_until
+        for column in ("free_cores", "free_memory", "queued", "price_now"):
+            patch[column][rows] = np.minimum(told.columns[column], _MAX[column])[known]
         now = patch["price_now"][rows]
         patch["core_hour_now"][rows] = np.where(now > 0, now, patch["core_hour"][rows])
-        free = np.zeros((GROUPS_MAX, len(lines)), np.int64)
-        told = zip_longest(*(line.free_accelerators_milli for line in lines), fillvalue=0)
-        for group, devices in enumerate(told):
-            free[group] = devices
-        self.free_accelerators[:, rows] = np.minimum(free, COUNT_MAX)[:, known]
+        self.free_accelerators[:, rows] = np.minimum(told.free, COUNT_MAX)[:, known]
 
 
 def _traits_of(record: ResourceRecord) -> Traits:

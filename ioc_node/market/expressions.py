@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from ioc_node.errors import UsageError
 from ioc_node.market.accelerators import Amounts
-from ioc_node.market.columns import GROUPS_MAX, ZONED, Table
+from ioc_node.market.columns import ZONED, Table
 from ioc_node.market.conditions import Condition
 from ioc_node.market.expression_fields import Field, check
 from ioc_node.market.expression_text import AllOf, Comparison, Expression, Not, comparisons, parse
 from ioc_node.market.kinds import Interned, Mask, Rows
+from ioc_node.market.status_columns import GROUPS_MAX
 from ioc_wire.cid import prefix_covers
 from ioc_wire.errors import Malformed
 

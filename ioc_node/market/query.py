@@ -4,10 +4,10 @@ The answer depends on the catalogue and the time alone: two core nodes that hold
 same demand with the same bytes. Only hosts (records of type `node`) with an address are offered; aggregates are not.
 
 Nothing here takes long at once: a query and the pieces of a patch are generators of steps (`ioc_node.core.steps`). Of
-these only one goes on at a time; between them `patch_status` may be called.
+these only one goes on at a time; between their steps `patch_status` may be called, or a step of `patching_status`.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
@@ -15,7 +15,7 @@ import structlog
 
 from ioc_node.api import OverviewRow
 from ioc_node.core.catalogue import Catalogue
-from ioc_node.core.replica import Replica
+from ioc_node.core.replica import HeldStatus, Replica
 from ioc_node.core.steps import run_through
 from ioc_node.errors import UsageError
 from ioc_node.market.columns import Table
@@ -23,6 +23,7 @@ from ioc_node.market.extents import EXTENT_ROWS
 from ioc_node.market.offering import Offering, contact_of
 from ioc_node.market.policies import Context, load_policy
 from ioc_node.market.scan import Scan
+from ioc_node.market.status_columns import reading
 from ioc_node.market.summing import summing
 from ioc_wire import limits
 from ioc_wire.codec import decode
@@ -36,6 +37,8 @@ CANDIDATES_MIN: Final = 64
 """So many rows at least, the cheapest, are given to the policy."""
 STEP_RECORDS: Final = 64
 PIECE_SLOTS: Final = 1024
+TURN_SLOTS: Final = 128
+"""The piece of a patch for which a query waits: some 5 ms."""
 REMOVALS_MAX: Final = 32
 UNSETTLED: Final = bytes(32)
 """The digest of an answer from a table that is behind its catalogue."""
@@ -65,13 +68,17 @@ class QueryEngine:
         for piece in self.pieces(provider, slots):
             run_through(piece)
 
-    def pieces(self, provider: bytes, slots: Sequence[int] | None) -> Iterator[Generator[None, None, None]]:
-        """`patch` in pieces, each in steps; between pieces a query may go first. One patch at a time."""
+    def pieces(
+        self, provider: bytes, slots: Sequence[int] | None, *, in_turns: Callable[[], bool] = lambda: False
+    ) -> Iterator[Generator[None, None, None]]:
+        """`patch` in pieces, each in steps; between pieces a query may go first. One patch at a time. Pieces are small
+        while others wait for their turns: for each piece, a provider's rows are gone through once.
+        """
         if slots is None:
             replica = self._catalogue.replica(provider)
             slots = range(max(self._table.slots_of(provider), replica.slots if replica is not None else 0))
         left = iter(slots)
-        while piece := list(islice(left, PIECE_SLOTS)):
+        while piece := list(islice(left, TURN_SLOTS if in_turns() else PIECE_SLOTS)):
             yield self._patching(provider, piece)
 
     def _patching(self, provider: bytes, slots: Sequence[int]) -> Generator[None, None, None]:
@@ -90,15 +97,27 @@ class QueryEngine:
             swapped = True
             self._offering.forget(done.gone)
             for part in done.new_parts:
-                self.patch_status(provider, part)
+                yield from self.patching_status(provider, part)
         finally:
             if not swapped:
                 self._table.unstage(staged)
 
     def patch_status(self, provider: bytes, part: int) -> None:
         """`provider` has new status for one part of its slots."""
+        run_through(self.patching_status(provider, part))
+
+    def patching_status(self, provider: bytes, part: int) -> Generator[None, None, None]:
+        """`patch_status` in steps, between which anything else may go on. Nothing of it is to be seen before the last
+        one; where newer status comes meanwhile, that has to be told, and this is left out.
+        """
+        status = self._status(provider, part)
+        told = (yield from reading(status)) if status is not None else None
+        if self._status(provider, part) is status:
+            self._table.set_status(provider, part, told)
+
+    def _status(self, provider: bytes, part: int) -> HeldStatus | None:
         replica = self._catalogue.replica(provider)
-        self._table.set_status(provider, part, replica.statuses.get(part) if replica is not None else None)
+        return replica.statuses.get(part) if replica is not None else None
 
     def _hosts(self, replica: Replica, slots: Sequence[int]) -> list[tuple[int, ResourceRecord, bool]]:
         found = []

@@ -8,7 +8,7 @@ of the nursery that `run` keeps; the machine itself never waits.
 import datetime
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from typing import Final
 
 import structlog
@@ -20,7 +20,7 @@ from ioc_node.core.chance import Chance
 from ioc_node.core.gossip import COMPARE_SECONDS, Gossip
 from ioc_node.core.interest import EVERYTHING, Interest
 from ioc_node.core.linking import ROOM, Room
-from ioc_node.core.packing import in_steps, pack_news
+from ioc_node.core.packing import one_by_one, pack_news
 from ioc_node.core.rates import RateTable
 from ioc_node.core.replica import Replica
 from ioc_node.core.trust import Trust
@@ -64,8 +64,6 @@ TASKS_MAX: Final = 512
 EXCHANGES_PER_SECOND: Final = 1.0
 EXCHANGES_BURST: Final = 16.0
 """How often one peer is told core nodes because it asks, and core nodes that one peer names are looked at."""
-
-HEADS_STEP: Final = 16
 
 Changed = Callable[[bytes, tuple[int, ...] | None], None]
 StatusTold = Callable[[bytes, int], None]
@@ -367,13 +365,13 @@ class CoreGossip:
             await self._hear(link.peer.key, (), message.batches)
 
     async def _hear(self, peer: bytes, news: tuple[wire.HeadNews, ...], statuses: tuple[Signed, ...]) -> None:
-        """Take in heads and status, a few at a time: a signature is checked for each, a batch has a thousand rows."""
-        for some in in_steps(news, HEADS_STEP):
-            self.feed(ev.NewsReceived(peer, some))
-            await trio.lowlevel.checkpoint()
-        for batch in statuses:
-            self.feed(ev.StatusReceived(peer, (batch,)))
-            await trio.lowlevel.checkpoint()
+        """Take in heads and status one by one: a signature is checked for each, a batch has a thousand rows."""
+        await run_with_pauses(self._feeding(one_by_one(peer, news, statuses)))
+
+    def _feeding(self, events: Iterable[ev.Event]) -> Generator[None, None, None]:
+        for event in events:
+            self.feed(event)
+            yield
 
     def _on_peers(self, link: Link, message: wire.PeersKnown) -> None:
         if is_core(link) and self._named.take(link.peer.key, trio.current_time()):

@@ -6,6 +6,7 @@ from ioc_node.core import gossip_events as ev
 from ioc_node.core.gossip import COMPARE_SECONDS
 from ioc_node.core.mesh import FANOUT
 from ioc_node.core.own_catalogue import OwnCatalogue
+from ioc_node.core.packing import one_by_one
 from ioc_wire.errors import BadSignature, Forked, NotFound, WrongRoot
 from ioc_wire.gossip import HeadNews, HeadsAnnounced, StatusAnnounced
 from ioc_wire.market import Contact
@@ -387,3 +388,20 @@ def test_more_core_nodes_than_a_mesh_has_are_told_by_a_few_each() -> None:
         machine.handle(ev.ContactGone(peer), now=1)
     alice.put("h4")
     assert told() == set(peers[:48])
+
+
+def test_a_notice_is_heard_one_signature_at_a_time() -> None:
+    """In its order; only the two heads that prove a fork stay together."""
+    one, two = Provider("one", 20001), Provider("two", 20002)
+    for provider in (one, two):
+        provider.put("h1")
+    first, other = one.news(), two.news()
+    two.put("h2")
+    news = (first, other, two.news(UNIX + 1))
+    statuses = (one.status(8000), two.status(8000, 8000))
+    events = list(one_by_one(one.public, news, statuses))
+    assert events == [
+        ev.NewsReceived(one.public, (first,)),
+        ev.NewsReceived(one.public, news[1:]),
+        *(ev.StatusReceived(one.public, (batch,)) for batch in statuses),
+    ]

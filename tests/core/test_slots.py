@@ -1,9 +1,11 @@
 """The packed table of slots says what a plain dictionary would."""
 
+from collections.abc import Generator
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ioc_node.core.slots import SlotTable
+from ioc_node.core.slots import STEP_SLOTS, SlotTable
 
 CHANGES = st.lists(
     st.tuples(
@@ -33,3 +35,27 @@ def test_changes_lead_where_a_dictionary_does(first: int, changes: list[tuple[di
         assert sorted(table.candidates(name)) == sorted(
             slot for slot, other in names.items() if other == name
         )
+
+
+def test_a_large_catalogue_is_entered_and_left_in_steps() -> None:
+    """Each step works through STEP_SLOTS at most: once to enter them, once to bring them in order."""
+    count = 8 * STEP_SLOTS
+    slots = range(count)
+    entering = SlotTable().changing(dict.fromkeys(slots, 1), {n: f"n{n}" for n in slots}, count)
+    steps, table = _steps_of(entering)
+    assert steps >= 2 * count // STEP_SLOTS
+    assert table.living_slots() == list(slots)
+    assert all(list(table.candidates(f"n{n}")) == [n] for n in range(0, count, 97))
+    steps, table = _steps_of(table.changing({}, {}, STEP_SLOTS))
+    assert steps >= count // STEP_SLOTS
+    assert table.living == STEP_SLOTS
+
+
+def _steps_of(work: Generator[None, None, SlotTable]) -> tuple[int, SlotTable]:
+    steps = 1
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return steps, end.value
+        steps += 1

@@ -11,7 +11,7 @@ from ioc_node.core.steps import run_through
 from ioc_node.market.demand import explain, make_demand
 from ioc_node.market.policies import record_of
 from ioc_node.market.pricing import Estimate, prices_of
-from ioc_node.market.query import QueryEngine
+from ioc_node.market.query import PIECE_SLOTS, TURN_SLOTS, QueryEngine
 from ioc_wire.codec import encode
 from ioc_wire.errors import NotFound
 from ioc_wire.market import Cursor, Demand, OffersFound
@@ -196,6 +196,43 @@ def test_changes_are_patched_in() -> None:
     catalogue.drop(one.public)
     engine.patch(one.public, None)
     assert explain(ask(engine)) == "cannot be placed: no provider's hosts are known here yet"
+
+
+def test_status_is_entered_in_steps_and_seen_at_once() -> None:
+    """A batch is read while queries go on; they see all of it or nothing. What is newer meanwhile is not undone."""
+    one = Provider("one")
+    for host in range(4):
+        one.put(f"gen/3301/az1/h{host}")
+    catalogue = make_catalogue()
+    one.publish(catalogue)
+    engine = QueryEngine(catalogue)
+    one.rows = {slot: StatusRow(slot, 0, 16384) for slot in range(2)}
+    one.publish(catalogue, unix=UNIX + 1)
+    first = engine.patching_status(one.public, 0)
+    for _ in range(4):
+        next(first)
+        assert len(ask(engine).offers) == 4
+    one.rows = {slot: StatusRow(slot, 8000, 16384) for slot in range(3)}
+    one.publish(catalogue, unix=UNIX + 2)
+    assert next(first, None) is None  # it is left out
+    assert len(ask(engine).offers) == 4
+    steps = list(engine.patching_status(one.public, 0))
+    assert len(steps) == 4
+    assert len(ask(engine).offers) == 3
+
+
+def test_pieces_of_a_patch_are_small_while_others_wait() -> None:
+    one = Provider("one")
+    for host in range(3):
+        one.put(f"gen/3301/az1/h{host}")
+    catalogue = make_catalogue()
+    one.publish(catalogue)
+    engine = QueryEngine(catalogue)
+    slots = range(PIECE_SLOTS + 2 * TURN_SLOTS)
+    turns = iter([True, False, True, False])
+    pieces = engine.pieces(one.public, slots, in_turns=lambda: next(turns))
+    assert sum(1 for piece in pieces if run_through(piece) is None) == 3
+    assert engine.rows == 3
 
 
 def test_an_unknown_policy_is_named() -> None:

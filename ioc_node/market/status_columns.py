@@ -1,0 +1,43 @@
+"""A status batch as columns, read in short steps: a thousand rows at once would hold the event loop."""
+
+from collections.abc import Generator
+from itertools import zip_longest
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ioc_node.core.replica import HeldStatus
+
+GROUPS_MAX: Final = 8
+"""Accelerator groups of one record, as the wire allows."""
+
+
+class ToldStatus(NamedTuple):
+    """The rows of a batch, in its order. `free` has thousandths of accelerators, by group and row."""
+
+    fresh_until: float
+    columns: dict[str, npt.NDArray[np.int64]]
+    free: npt.NDArray[np.int64]
+
+
+def reading(status: HeldStatus) -> Generator[None, None, ToldStatus]:
+    """In steps of less than half a millisecond."""
+    rows = status.batch.rows
+    yield
+    quantities = {
+        "slot": [row.slot for row in rows],
+        "free_cores": [row.free_cores_milli for row in rows],
+        "free_memory": [row.free_memory_mib for row in rows],
+        "queued": [row.queued for row in rows],
+        "price_now": [row.price_micro for row in rows],
+    }
+    yield
+    columns = {name: np.array(values, np.int64) for name, values in quantities.items()}
+    yield
+    free = np.zeros((GROUPS_MAX, len(rows)), np.int64)
+    by_group: Any = zip_longest(*(row.free_accelerators_milli for row in rows), fillvalue=0)
+    for group, devices in enumerate(by_group):
+        free[group] = devices
+    yield
+    return ToldStatus(status.fresh_until, columns, free)
