@@ -12,8 +12,8 @@ from typing import Final
 from ioc_node.core.steps import run_through
 from ioc_wire.merkle import EMPTY_ROOT
 
-STEP_HASHES: Final = 2048
-"""Nodes worked out between two pauses: about 2 ms."""
+STEP_HASHES: Final = 1024
+"""Nodes worked out between two pauses: about a millisecond."""
 _SIZE: Final = 32
 
 

@@ -228,6 +228,7 @@ class CoreGossip:
             if peer == provider:
                 self._settle(provider)
             return
+        await trio.lowlevel.checkpoint()  # else the last check and what follows would be one long step
         self.feed(done)
         if peer == provider:
             self._settle(provider)
