@@ -93,7 +93,7 @@ async def test_a_reader_with_two_addresses_calls_from_both(
     async with open_bulk(alice_store, ALICE) as alice, open_bulk(bob_store, BOB, addresses=[SECOND]) as bob:
         info = await alice_store.add_bytes(DATA)
         ticket = alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS)
-        async with open_impaired((HOSTS[0], alice.port), Impairment(rate_mbit_s=160)) as line:
+        async with open_impaired((HOSTS[0], alice.port), Impairment(rate_mbit_s=32)) as line:
             way = f"{HOSTS[0]}:{line.port}"
             with trio.fail_after(20):
                 report = await bob.fetch(over(ticket, Endpoint(HOSTS[0], line.port)))
