@@ -7,7 +7,7 @@ to the relay of the core node that the holder keeps a link to.
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -33,15 +33,6 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-Side = Literal["holder", "reader", "relay"]
-
-
-def who_listens(*, holder_open: bool, reader_open: bool) -> Side:
-    """Who waits for the other's datagrams: the holder as a rule, the reader where only it can be reached."""
-    if holder_open:
-        return "holder"
-    return "reader" if reader_open else "relay"
-
 
 class NodeRendezvous:
     """Both parts of a node. `host` is where its bulk port is reached, None where it is not. Meets nobody before
@@ -53,8 +44,6 @@ class NodeRendezvous:
         self._bulk = bulk
         self._host = host
         self._nursery: trio.Nursery | None = None
-        self.bytes_relayed = 0
-        """Bytes that relays told this node, as a reader, they had passed on for it."""
 
     def register(self, handlers: Handlers) -> None:
         """Answer readers; before links are opened."""
@@ -100,7 +89,7 @@ class NodeRendezvous:
         core = await self._links.connect((endpoint.host, endpoint.port), endpoint.via)
         async with core.open_stream(OpenRelay(ticket.holder)) as items:
             opened = await _opened(items)
-            self._tasks.start_soon(self._note_metered, items)
+            self._tasks.start_soon(self._hear_meter, items)
             await holder.request(MeetAtRelay(opened.host, opened.port, opened.target_token), Done)
             async with open_channel(
                 self._bulk.quic_engine,
@@ -112,15 +101,12 @@ class NodeRendezvous:
             ) as channel:
                 yield channel
 
-    async def _note_metered(self, items: ItemStream[Message]) -> None:
-        """Until the stream is left or the core node ends it."""
-        before = 0
+    async def _hear_meter(self, items: ItemStream[Message]) -> None:
+        """Until the stream is left or the core node ends it. Read, or the core node would wait for us."""
         try:
             async for item in items:
                 if isinstance(item, RelayMetered):
-                    total = item.bytes_from_caller + item.bytes_to_caller
-                    self.bytes_relayed += max(0, total - before)
-                    before = total
+                    _log.debug("relayed", sent=item.bytes_from_caller, received=item.bytes_to_caller)
         except (WireError, PeerUnreachable) as error:
             _log.debug("relay_ended", error=str(error))
 

@@ -156,14 +156,14 @@ class Circuits:
         """The link to the node with key `target`, through the core node `via` unless there is one already. Raises as
         `LinkEndpoint.connect` does."""
         name = f"{format_node_id(node_id_of(target))[:11]} through {via.peer.name}"
-        return await self.links.connect_over(Way(name, lambda: self._open(via, target)), target)
+        return await self.links.connect_over(Way(name, lambda: self._open(via, target, name)), target)
 
-    async def _open(self, via: Link, target: bytes) -> CircuitStream:
+    async def _open(self, via: Link, target: bytes, name: str) -> CircuitStream:
         circuit = secrets.token_bytes(CIRCUIT_ID_BYTES)
-        stream = CircuitStream(f"{format_node_id(node_id_of(target))[:11]} through {via.peer.name}")
-        name = (via.peer.key, circuit)
-        self._own[name] = stream
-        stream._stack.callback(self._own.pop, name, None)
+        stream = CircuitStream(name)
+        own = (via.peer.key, circuit)
+        self._own[own] = stream
+        stream._stack.callback(self._own.pop, own, None)
         try:
             await stream.attach(via, OpenCircuit(target, circuit))
             await stream.wait_open()

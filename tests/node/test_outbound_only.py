@@ -12,7 +12,6 @@ import trio
 import ioc_node
 from ioc_node.config import BulkConfig
 from ioc_node.errors import ConfigError
-from ioc_node.rendezvous import who_listens
 from ioc_wire.authority import Role
 from ioc_wire.market import Contact
 from tests.node.conftest import MakeHome
@@ -45,19 +44,6 @@ async def open_town(make_home: MakeHome, *, provider: bool, consumer: bool) -> A
             while not (await consumes.find(ioc_node.Demand(cores=1, runtimes="wasm"))).found.offers:
                 await trio.sleep(0.05)
         yield Three(core, provides, consumes)
-
-
-@pytest.mark.parametrize(
-    ("holder_open", "reader_open", "side"),
-    [
-        (True, True, "holder"),
-        (True, False, "holder"),
-        (False, True, "reader"),
-        (False, False, "relay"),
-    ],
-)
-def test_the_one_that_can_be_reached_listens(holder_open: bool, reader_open: bool, side: str) -> None:
-    assert who_listens(holder_open=holder_open, reader_open=reader_open) == side
 
 
 @pytest.mark.parametrize(
