@@ -14,7 +14,6 @@ HOME is a node's home folder, FOLDER that of a generated population (`bench.cata
   "matches"}`
 """
 
-import gc
 import json
 import sys
 import time
@@ -33,6 +32,7 @@ from bench.catalogue_records import Population
 from ioc_node import open_node
 from ioc_node.config import NodeConfig
 from ioc_node.core_side import CoreSide
+from ioc_node.runtime.garbage import open_garbage_rounds
 from ioc_node.runtime.gossip import CoreGossip
 from ioc_wire.errors import Busy
 from ioc_wire.gossip import HeadNews
@@ -196,12 +196,14 @@ async def serve(home: Path, made: Made) -> None:
     began = time.monotonic()
     steps = StepTimes()
     trio.lowlevel.add_instrument(steps)
-    async with open_node(NodeConfig.load(home)) as node, trio.open_nursery() as nursery:
+    async with (
+        open_node(NodeConfig.load(home)) as node,
+        open_garbage_rounds(),  # as `ioc-node up` does
+        trio.open_nursery() as nursery,
+    ):
         assert node.core is not None
         member = Member(node.core, made, steps, nursery)
         nursery.start_soon(member.watch)
-        gc.collect()
-        gc.freeze()  # as `ioc-node up` does
         print(json.dumps({"began": began, "opened": time.monotonic() - began}), flush=True)
         lines = trio.lowlevel.FdStream(0)
         pending = b""

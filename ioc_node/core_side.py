@@ -193,11 +193,16 @@ class CoreSide:
 
     def _note_change(self, provider: bytes, slots: tuple[int, ...] | None) -> None:
         known = self._changed.setdefault(provider, set())
-        if slots is None or known is None:
+        if slots is None or known is None or self._are_most(provider, slots):
             self._changed[provider] = None
         else:
             known.update(slots)
         self._change.set()
+
+    def _are_most(self, provider: bytes, slots: tuple[int, ...]) -> bool:
+        """Whether half of a provider's slots or more changed: it is as well to say all."""
+        replica = self.gossip.catalogue.replica(provider)
+        return replica is not None and 2 * len(slots) >= replica.slots
 
     @property
     def _settled(self) -> bool:

@@ -1,6 +1,5 @@
 """`up`: run a node until it is told to stop, by a signal, over the control socket, or by the end of its parent."""
 
-import gc
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from ioc_node.cli.logs import configure_logs
 from ioc_node.config import NodeConfig
 from ioc_node.errors import UsageError
 from ioc_node.node import Node, open_node
+from ioc_node.runtime.garbage import open_garbage_rounds
 
 log = structlog.get_logger()
 
@@ -62,11 +62,8 @@ async def _up(
         await nursery.start(_stop_on_signal, stop, noted)
         if parent_fd is not None:
             nursery.start_soon(_stop_on_end, parent_fd, stop)
-        async with open_node(config, bootstrap=bootstrap) as node:
+        async with open_node(config, bootstrap=bootstrap) as node, open_garbage_rounds():
             stop.node = node
-            # What lives as long as the node need not be looked at by every full collection.
-            gc.collect()
-            gc.freeze()
             _say_ready(node, ready_fd, as_json)
             await node.stop_wanted.wait()
             log.info("stopping")

@@ -4,8 +4,10 @@ The catalogue decides what is written; a book only keeps it. Core nodes keep the
 (`ioc_node.runtime.catalogue_store`), tests and simulations in memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
+
+from ioc_node.core.by_slot import BySlot
 
 
 class EntryBook(Protocol):
@@ -14,8 +16,8 @@ class EntryBook(Protocol):
     def get_many(self, provider: bytes, slots: Sequence[int]) -> list[bytes]:
         """The entries in these slots, in this order; those that are missing are left out."""
 
-    def put(self, provider: bytes, entries: Mapping[int, bytes], count: int) -> None:
-        """Enter or replace entries by slot, and forget every slot from `count` on."""
+    def put(self, provider: bytes, entries: BySlot[bytes], count: int) -> None:
+        """Enter or replace entries by slot, which are given away, and forget every slot from `count` on."""
 
     def drop(self, provider: bytes) -> None:
         """Forget a provider's entries."""
@@ -31,9 +33,10 @@ class MemoryBook:
         entries = self._entries.get(provider, {})
         return [entries[slot] for slot in slots if slot in entries]
 
-    def put(self, provider: bytes, entries: Mapping[int, bytes], count: int) -> None:
+    def put(self, provider: bytes, entries: BySlot[bytes], count: int) -> None:
         kept = self._entries.setdefault(provider, {})
-        kept.update(entries)
+        for chunk in entries.chunks():
+            kept.update(chunk)
         for slot in [slot for slot in kept if slot >= count]:
             del kept[slot]
 

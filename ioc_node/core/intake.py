@@ -5,8 +5,10 @@ a sender whose catalogue changes while it sends only adds what changed.
 """
 
 from collections.abc import Generator, Iterator, Sequence
+from itertools import chain
 from typing import Final, NamedTuple
 
+from ioc_node.core.by_slot import BySlot
 from ioc_node.core.entry_book import EntryBook
 from ioc_node.core.slots import SlotTable
 from ioc_node.core.tree import MerkleTree
@@ -50,7 +52,7 @@ class Intake:
         """`stored`: the entries come from `book` itself and need not be kept."""
         self.provider = provider
         self.base = base
-        self.entries: dict[int, bytes] = {}
+        self.entries: BySlot[bytes] = BySlot()
         self.table = base.table
         self.tree = base.tree
         self.changed: tuple[int, ...] = ()
@@ -59,9 +61,9 @@ class Intake:
         self._grant = grant
         self._book = book
         self._stored = stored
-        self._leaves: dict[int, bytes] = {}
-        self._seqs: dict[int, int] = {}
-        self._names: dict[int, str] = {}
+        self._leaves: BySlot[bytes] = BySlot()
+        self._seqs: BySlot[int] = BySlot()
+        self._names: BySlot[str] = BySlot()
         self._faults: dict[int, WireError] = {}
 
     def add(self, entries: Sequence[bytes]) -> Generator[None, None, None]:
@@ -76,12 +78,13 @@ class Intake:
         slot = entry.slot
         if not entry.seq:
             raise Malformed(f"slot {slot} says that it changed with head 0")
+        if slot in self._seqs:
+            self._faults.pop(slot, None)
+            self._names.pop(slot, None)
         self._leaves[slot] = leaf_hash(data)
         self._seqs[slot] = entry.seq
         if not self._stored:
             self.entries[slot] = data
-        self._faults.pop(slot, None)
-        self._names.pop(slot, None)
         if entry.record is None:
             return
         try:
@@ -96,9 +99,12 @@ class Intake:
         return len(self._seqs)
 
     def close(self, head: Head) -> Generator[None, None, None]:
-        """Work out the state that `head` signs, in steps. Raises `WrongRoot` or `Malformed`."""
-        if self._seqs and (max(self._seqs) >= head.slots or max(self._seqs.values()) > head.seq):
-            slot = max(self._seqs)
+        """Work out the state that `head` signs, in steps, and forget what was worked with. Raises `WrongRoot` or
+        `Malformed`.
+        """
+        slot = max(self._seqs, default=-1)
+        newest = max(chain.from_iterable(chunk.values() for chunk in self._seqs.chunks()), default=0)
+        if slot >= head.slots or newest > head.seq:
             raise Malformed(f"slot {slot} does not fit head {head.seq} over {head.slots}")
         yield
         tree = yield from self.base.tree.changing(self._leaves, head.slots)
@@ -112,11 +118,13 @@ class Intake:
         self.tree, self.table = tree, table
         self.changed = (*self._seqs, *range(head.slots, len(self.base.table)))
         self.refused = tuple(Refused(f"slot {slot}", self._faults[slot]) for slot in sorted(self._faults))
+        for worked in (self._leaves, self._names, self._seqs):
+            yield from worked.emptying()
 
     def _refuse_twins(self) -> Iterator[None]:
         """An identifier has one slot: the first one that it was entered in."""
         taken: dict[str, int] = {}
-        for done, slot in enumerate(sorted(self._names)):
+        for done, slot in enumerate(self._names.in_order()):
             cid = self._names[slot]
             other = taken.setdefault(cid, slot)
             if other == slot:

@@ -83,24 +83,23 @@ class SlotTable:
         """`changed` in steps of STEP_SLOTS."""
         new_seqs, hashes = _resized(self._seqs, count), _resized(self._hashes, count)
         gone: set[int] = set()
-        fresh: set[int] = set()
+        fresh = array("Q")
         for done, slot in enumerate(chain(seqs, range(count, len(self))), 1):
-            if self.is_alive(slot):
-                gone.add(self._hashes[slot] << SLOT_BITS | slot)
-            if slot in seqs:
-                new_seqs[slot] = seqs[slot]
-                hashes[slot] = _hash_of(names[slot]) if slot in names else 0
-                if hashes[slot]:
-                    fresh.add(hashes[slot] << SLOT_BITS | slot)
+            before = self._hashes[slot] if slot < len(self) else 0
+            name, seq = names.get(slot), seqs.get(slot)
+            after = _hash_of(name) if name is not None else 0
+            if seq is not None:
+                new_seqs[slot], hashes[slot] = seq, after
+            if before and before != after:
+                gone.add(before << SLOT_BITS | slot)
+            if after and after != before:
+                fresh.append(after << SLOT_BITS | slot)
             if done % STEP_SLOTS == 0:
                 yield
-        kept = gone & fresh
-        gone -= kept
-        fresh -= kept
         yield
         return SlotTable(new_seqs, hashes, (yield from self._renamed(gone, fresh)))
 
-    def _renamed(self, gone: set[int], fresh: set[int]) -> "Generator[None, None, array[int]]":
+    def _renamed(self, gone: set[int], fresh: "array[int]") -> "Generator[None, None, array[int]]":
         if not gone and not fresh:
             return self._names
         if (len(gone) + len(fresh)) * _FEW > len(self._names):
@@ -116,7 +115,7 @@ class SlotTable:
 def _sorted(names: Iterable[int], without: set[int], count: int) -> "Generator[None, None, array[int]]":
     """About `count` names in order, bucket by bucket: hashes fill them evenly."""
     bits = (count // STEP_SLOTS).bit_length()
-    buckets: list[list[int]] = [[] for _ in range(1 << bits)]
+    buckets = [array("Q") for _ in range(1 << bits)]
     for done, name in enumerate(names, 1):
         if name not in without:
             buckets[name >> 64 - bits].append(name)

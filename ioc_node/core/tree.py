@@ -44,8 +44,11 @@ class MerkleTree:
 
     def changing(self, leaves: Mapping[int, bytes], count: int) -> "Generator[None, None, MerkleTree | None]":
         """`changed` in steps of STEP_HASHES."""
-        if count and len(leaves) == count and max(leaves) < count:
-            levels = [bytearray(b"".join([leaves[index] for index in range(count)]))]
+        if count and len(leaves) == count:
+            level = yield from _joined(leaves)
+            if level is None:
+                return None
+            levels = [level]
             yield from self._grow(levels, None)
             return MerkleTree(levels)
         kept = min(len(self), count)
@@ -80,6 +83,19 @@ class MerkleTree:
             else:
                 yield from _hash_some(levels[-1], above, dirty)
             levels.append(above)
+
+
+def _joined(leaves: Mapping[int, bytes]) -> Generator[None, None, bytearray | None]:
+    """The level of leaves from 0 on without a gap; None where there is one."""
+    level = bytearray()
+    for first in range(0, len(leaves), STEP_HASHES):
+        wanted = range(first, min(first + STEP_HASHES, len(leaves)))
+        found = [leaf for leaf in map(leaves.get, wanted) if leaf is not None]
+        if len(found) < len(wanted):
+            return None
+        level += b"".join(found)
+        yield
+    return level
 
 
 def _hash_all(level: bytearray, above: bytearray) -> Iterator[None]:

@@ -107,7 +107,7 @@ class Table:
     @property
     def living(self) -> int:
         """Rows in sight."""
-        return int(self.kinds.count.sum())
+        return self.kinds.living
 
     def slots_of(self, provider: bytes) -> int:
         """One more than the highest slot of which there is, or was, a row in sight."""

@@ -96,6 +96,8 @@ class Kinds:
         self.count: npt.NDArray[np.int64] = np.zeros(16, np.int64)
         self.first: npt.NDArray[np.int64] = np.full(16, -1, np.int64)
         """The row in sight with the smallest tie; -1 where there is none."""
+        self.living = 0
+        """Rows in sight, of all kinds."""
         self.classes: Interned[str] = Interned()
         self.cities: Interned[str] = Interned()
         self.pools: Interned[str] = Interned()
@@ -139,6 +141,7 @@ class Kinds:
 
     def put_rows(self, number: int, rows: npt.NDArray[np.int32], first: int) -> None:
         """The rows of a kind that are in sight now, and which of them has the smallest tie."""
+        self.living += len(rows) - int(self.count[number])
         self.rows[number], self.count[number], self.first[number] = rows, len(rows), first
 
     def release(self, number: int, times: int = 1) -> bool:

@@ -36,7 +36,7 @@ log = structlog.get_logger()
 CANDIDATES_MIN: Final = 64
 """So many rows at least, the cheapest, are given to the policy."""
 STEP_RECORDS: Final = 64
-PIECE_SLOTS: Final = 1024
+PIECE_SLOTS: Final = 256
 TURN_SLOTS: Final = 128
 """The piece of a patch for which a query waits: some 5 ms."""
 REMOVALS_MAX: Final = 32

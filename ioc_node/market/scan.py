@@ -137,15 +137,13 @@ class Scan:
     def _sift_kinds(self) -> Rows:
         """The kinds that can serve."""
         kinds = self._table.kinds
-        every = slice(0, len(kinds))
-        count = kinds.count[every]
-        left: Mask = count > 0
+        left = np.flatnonzero(kinds.count[: len(kinds)])
         for removed in self._on_kinds:
-            gone = left & ~removed.condition.keeps(every)
-            if gone.any():
-                removed.count = int(count[gone].sum())
-                left ^= gone
-        return np.flatnonzero(left)
+            kept = removed.condition.keeps(left)
+            if not kept.all():
+                removed.count = int(kinds.count[left[~kept]].sum())
+                left = left[kept]
+        return left
 
     def _parts(self, kinds: Rows) -> Iterator["Rows | _Block"]:
         """The rows to look at: numbers of those of these kinds if they are few, or else blocks of the table."""

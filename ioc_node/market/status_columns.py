@@ -1,8 +1,7 @@
 """A status batch as columns, read in short steps: a thousand rows at once would hold the event loop."""
 
 from collections.abc import Generator
-from itertools import zip_longest
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +35,8 @@ def reading(status: HeldStatus) -> Generator[None, None, ToldStatus]:
     columns = {name: np.array(values, np.int64) for name, values in quantities.items()}
     yield
     free = np.zeros((GROUPS_MAX, len(rows)), np.int64)
-    by_group: Any = zip_longest(*(row.free_accelerators_milli for row in rows), fillvalue=0)
-    for group, devices in enumerate(by_group):
-        free[group] = devices
+    told = [row.free_accelerators_milli for row in rows]
+    for group in range(max(map(len, told), default=0)):
+        free[group] = [devices[group] if group < len(devices) else 0 for devices in told]
     yield
     return ToldStatus(status.fresh_until, columns, free)

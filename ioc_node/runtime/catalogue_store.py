@@ -19,6 +19,7 @@ from typing import Final, Self
 import structlog
 import trio
 
+from ioc_node.core.by_slot import BySlot
 from ioc_node.core.catalogue import Catalogue
 from ioc_node.core.slots import SLOT_BITS
 from ioc_node.runtime.pauses import run_with_pauses
@@ -56,13 +57,19 @@ _CHOSEN: Final = "SELECT id, entry FROM entries WHERE id IN (SELECT value FROM j
 class _Unsaved:
     """Changes of one provider: slots from `floor` on go, then `entries` come."""
 
-    entries: dict[int, bytes] = field(default_factory=dict)
+    entries: BySlot[bytes] = field(default_factory=BySlot)
     floor: int = 1 << SLOT_BITS
+    size: int = field(init=False)
+    """Bytes of the entries."""
+
+    def __post_init__(self) -> None:
+        self.size = sum(sum(map(len, chunk.values())) for chunk in self.entries.chunks())
 
     def over(self, older: "_Unsaved") -> "_Unsaved":
         """Both in one, this one being the later."""
-        kept = {slot: data for slot, data in older.entries.items() if slot < self.floor}
-        return _Unsaved(kept | self.entries, min(self.floor, older.floor))
+        both = BySlot({slot: data for slot, data in older.entries.items() if slot < self.floor})
+        both.update(self.entries)
+        return _Unsaved(both, min(self.floor, older.floor))
 
 
 class CatalogueShelf:
@@ -102,18 +109,18 @@ class CatalogueShelf:
             found.update(self._read(number, missing))
         return [found[slot] for slot in slots if slot in found]
 
-    def put(self, provider: bytes, entries: Mapping[int, bytes], count: int) -> None:
+    def put(self, provider: bytes, entries: BySlot[bytes], count: int) -> None:
         """See `EntryBook`."""
-        self._note(provider, _Unsaved(dict(entries), count))
+        self._note(provider, _Unsaved(entries, count))
 
     def drop(self, provider: bytes) -> None:
         """See `EntryBook`."""
-        self._note(provider, _Unsaved({}, 0))
+        self._note(provider, _Unsaved(floor=0))
 
     def _note(self, provider: bytes, change: _Unsaved) -> None:
         known = self._unsaved.get(provider)
-        self._bytes += sum(map(len, change.entries.values()))
         self._unsaved[provider] = change.over(known) if known is not None else change
+        self._bytes += change.size
 
     def _read(self, number: int, slots: list[int]) -> Iterable[tuple[int, bytes]]:
         first = number << SLOT_BITS
@@ -170,7 +177,7 @@ class CatalogueShelf:
         Raises `StorageFull`; what waited waits on then.
         """
         self._writing = {provider: self._unsaved.pop(provider, _Unsaved()) for provider in news}
-        self._bytes = sum(len(data) for one in self._unsaved.values() for data in one.entries.values())
+        self._bytes = sum(one.size for one in self._unsaved.values())
         for provider in news:
             if provider not in self._ids:
                 self._ids[provider] = max(self._ids.values(), default=0) + 1
@@ -180,12 +187,14 @@ class CatalogueShelf:
             await trio.to_thread.run_sync(functools.partial(self._write, heads, self._writing))
             written = True
         finally:
-            failed, self._writing = ({} if written else self._writing), {}
-            for provider, older in failed.items():
+            changes, self._writing = self._writing, {}
+            for provider, older in ({} if written else changes).items():
                 newer = self._unsaved.pop(provider, _Unsaved())
                 self._note(provider, newer.over(older))
             self._saved.set()
             self._saved = trio.Event()
+        for change in changes.values():
+            await run_with_pauses(change.entries.emptying())
         for provider, newest in heads.items():
             if not newest and provider not in self._unsaved:
                 del self._ids[provider]
