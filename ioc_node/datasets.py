@@ -263,10 +263,16 @@ class Datasets:
 
         try:
             holders = await self._shared.sources.holders(dataset_point(owner, name))
-        except (NotFound, NodeError):
-            if here is not None:
-                return here
-            raise
+        except NotFound:
+            if here is None:
+                raise NotFound(
+                    f"dataset {format_dataset(owner, name)}: nobody told the DHT of holding it"
+                ) from None
+            return here
+        except NodeError:
+            if here is None:
+                raise
+            return here
         async with trio.open_nursery() as nursery:
             for holder in holders[:SOURCES_MAX]:
                 nursery.start_soon(ask, holder)

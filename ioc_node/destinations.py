@@ -9,7 +9,8 @@ from ioc_node.finding import Finder
 from ioc_node.market.demand import make_demand
 from ioc_node.runtime.dht import Dht
 from ioc_node.runtime.links import LinkEndpoint
-from ioc_wire.errors import WireError
+from ioc_wire.cid import check_area
+from ioc_wire.errors import BadIdentifier, WireError
 from ioc_wire.identity import parse_node_id
 from ioc_wire.market import Contact
 
@@ -26,7 +27,11 @@ async def find_destinations(dht: Dht, links: LinkEndpoint, finder: Finder, to: s
     """
     if len(to) == NODE_ID_CHARS and to.startswith("n"):
         return [await _node(dht, links, to)]
-    found = await finder.find(make_demand(within=to), policy="cost", limit=DESTINATIONS_MAX * 4)
+    try:
+        place = check_area(to.rstrip("/"))
+    except BadIdentifier as error:
+        raise UsageError(f"to: {error.detail}, nor a node ID") from None
+    found = await finder.find(make_demand(within=place), policy="cost", limit=DESTINATIONS_MAX * 4)
     places = {offer.provider.key: offer.provider for offer in found.found.offers}
     return list(places.values())[:DESTINATIONS_MAX]
 

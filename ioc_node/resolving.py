@@ -224,7 +224,8 @@ class _Race:
                     answer = await link.request(request, RecordResolved)
                 record = self._resolver.check(answer, self._cid, self._version_min)
             except NotFound as error:
-                self._note(link, began, str(error), f"not found: {_detail(error, self._cid)}")
+                told = f"not found: {_detail(error, self._cid)}"
+                self._note(link, began, told, told)
                 return
             except trio.TooSlowError:
                 self._note(link, began, "no answer", f"no answer within {ANSWER_SECONDS:.0f} s")

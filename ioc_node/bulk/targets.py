@@ -141,7 +141,8 @@ def check_range(start: int, stop: int | None, size: int) -> tuple[int, int]:
     """First byte and the one after the last, of a blob of `size` bytes; raises `UsageError` beyond its end."""
     end = size if stop is None else stop
     if not 0 <= start <= end <= size:
-        raise UsageError(f"bytes {start} to {end} are not within the blob's {size}")
+        span = f"bytes from {start} on" if stop is None else f"bytes {start} to {end}"
+        raise UsageError(f"{span} are not within the blob's {size}")
     return start, end
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from ioc_node import api
 from ioc_node.cli.common import ask, plain, short, show, size_text, table, unabbreviate, with_home
 from ioc_node.client import RemoteNode
+from ioc_node.config import BandwidthConfig
 from ioc_node.core.bandwidth import TRAFFIC
 from ioc_node.errors import UsageError
 
@@ -43,8 +44,10 @@ def set_bandwidth(home: Path, changes: tuple[str, ...], as_json: bool) -> None:
     told = ask(home, change_all)
     _show(as_json, told)
     if not as_json:
-        click.echo("This holds until the node ends; to keep it, let config.toml say:\n")
-        click.echo(config_text(told))
+        click.echo(
+            "This holds until the node ends; to keep it, let config.toml say of bandwidth this and no more:\n"
+        )
+        click.echo(config_text(told) or "# nothing: these are the defaults")
 
 
 def _parse(word: str) -> api.BandwidthChange:
@@ -112,7 +115,11 @@ def render_bandwidth(console: Console, told: api.BandwidthTold) -> None:
 
 def config_text(told: api.BandwidthTold) -> str:
     """What config.toml has to say for this to hold after a restart."""
-    lines = ["[bandwidth.weights]", *(f"{name} = {weight:g}" for name, weight in told.weights.items())]
+    parts = []
+    if told.weights != BandwidthConfig().weights:
+        parts.append(
+            ["[bandwidth.weights]", *(f"{name} = {weight:g}" for name, weight in told.weights.items())]
+        )
     for name, side in (("sending", told.sending), ("receiving", told.receiving)):
         keys = [
             f"{key} = {value:g}"
@@ -124,8 +131,8 @@ def config_text(told: api.BandwidthTold) -> str:
                 inner = ", ".join(f"{each} = {value:g}" for each, value in values.items())
                 keys.append(f"{key} = {{ {inner} }}")
         if keys:
-            lines += ["", f"[bandwidth.{name}]", *keys]
-    return "\n".join(lines)
+            parts.append([f"[bandwidth.{name}]", *keys])
+    return "\n\n".join("\n".join(lines) for lines in parts)
 
 
 def _rate(mb_s: float) -> str:

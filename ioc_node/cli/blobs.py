@@ -13,6 +13,8 @@ from rich.console import Console
 from ioc_node import api
 from ioc_node.cli.common import (
     ask,
+    counted,
+    moved_text,
     pairs,
     plain,
     show,
@@ -49,7 +51,7 @@ def add(home: Path, file: Path, announce: bool, as_json: bool) -> None:
 
     def render(console: Console) -> None:
         console.print(blob, soft_wrap=True)
-        told = f"announced to {added.announced_to} nodes" if announce else "not announced"
+        told = f"announced to {counted(added.announced_to, 'node')}" if announce else "not announced"
         console.print(f"{size_text(added.size)}, {told}, {span_text(added.elapsed_ms / 1000)}", style="dim")
 
     show(as_json, facts, render)
@@ -114,7 +116,7 @@ def get(home: Path, blob: str, output: Path, span: str | None, as_json: bool) ->
             console,
             [
                 ("wrote", f"{output} ({size_text(got.size)})"),
-                ("moved", f"{size_text(got.bytes_moved)} at {speed_text(got.bytes_moved, got.seconds)}"),
+                ("moved", moved_text(got.bytes_moved, got.seconds)),
                 ("over", f"{got.transport}: {got.reason}" if got.reason else got.transport),
                 ("from", got.holder),
             ],

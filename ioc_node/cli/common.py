@@ -114,9 +114,22 @@ def size_text(size: float) -> str:
     return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 file`, `2,000 files`: a number with its noun, whose plural takes an s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def speed_text(moved: float, seconds: float) -> str:
-    """Megabytes (10^6) per second; `-` where nothing moved."""
-    return f"{moved / seconds / 1e6:,.1f} MB/s" if moved and seconds > 0 else "-"
+    """Megabytes (10^6) per second, kilobytes where it is less than a tenth; `-` where nothing moved."""
+    if not moved or seconds <= 0:
+        return "-"
+    rate = moved / seconds
+    return f"{rate / 1e6:,.1f} MB/s" if rate >= 1e5 else f"{rate / 1e3:,.1f} kB/s"
+
+
+def moved_text(moved: int, seconds: float) -> str:
+    """`13.1 KiB at 0.7 MB/s`, or that nothing moved."""
+    return f"{size_text(moved)} at {speed_text(moved, seconds)}" if moved else "nothing"
 
 
 def span_text(seconds: float) -> str:
@@ -140,14 +153,15 @@ def money_text(micro: int) -> str:
     return f"{micro / 1e6:.6f}".rstrip("0").rstrip(".") or "0"
 
 
-def unabbreviate(word: str, candidates: Iterable[str], what: str) -> str:
-    """The one candidate that begins with `word`. Raises `UsageError` for none, or for several."""
+def unabbreviate(word: str, candidates: Iterable[str], what: str, *, listed_by: str = "") -> str:
+    """The one candidate that begins with `word`. Raises `UsageError` for none, or for several. `listed_by` is the
+    command that lists them, where it is not called as they are."""
     found = sorted({candidate for candidate in candidates if candidate.startswith(word)})
     if len(found) == 1:
         return found[0]
     if not found:
         raise UsageError(
-            f"no {what} begins with {word!r}; the IDs known here are listed by `ioc-node {what}s`"
+            f"no {what} begins with {word!r}; the IDs known here are listed by `ioc-node {listed_by or f'{what}s'}`"
         )
     several = ", ".join(candidate[: len(word) + 4] for candidate in found[:4])
     raise UsageError(f"{len(found)} {what}s begin with {word!r} ({several}); type more of the ID")

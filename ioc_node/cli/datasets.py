@@ -8,7 +8,18 @@ import click
 from rich.console import Console
 
 from ioc_node import api
-from ioc_node.cli.common import ask, pairs, plain, show, size_text, span_text, speed_text, table, with_home
+from ioc_node.cli.common import (
+    ask,
+    counted,
+    moved_text,
+    pairs,
+    plain,
+    show,
+    size_text,
+    span_text,
+    table,
+    with_home,
+)
 from ioc_node.errors import NodeError, UsageError
 from ioc_wire.bulk import format_blob_id
 
@@ -55,7 +66,7 @@ def add(home: Path, name: str, folder: Path, announce: bool, as_json: bool) -> N
 
     def render(console: Console) -> None:
         console.print(added.row.dataset, soft_wrap=True)
-        told = f"announced to {added.announced_to} nodes" if announce else "not announced"
+        told = f"announced to {counted(added.announced_to, 'node')}" if announce else "not announced"
         if not added.new:
             told = "nothing has changed"
         console.print(f"version {added.row.version}: {_size(added.row)}, {told}", style="dim")
@@ -161,13 +172,14 @@ def get(
     }
 
     def render(console: Console) -> None:
-        same = f", {got.same:,} were there already" if got.same else ""
+        same = f"; {counted(got.same, 'file')} there already" if got.same else ""
         pairs(
             console,
             [
-                ("dataset", f"{got.row.dataset}, version {got.row.version}"),
-                ("wrote", f"{got.written:,} files into {output} ({size_text(got.size)}){same}"),
-                ("moved", f"{size_text(got.bytes_moved)} at {speed_text(got.bytes_moved, got.seconds)}"),
+                ("dataset", got.row.dataset),
+                ("version", got.row.version),
+                ("wrote", f"{counted(got.written, 'file')} into {output} ({size_text(got.size)}){same}"),
+                ("moved", moved_text(got.bytes_moved, got.seconds)),
             ],
         )
 
@@ -197,11 +209,13 @@ def verify(home: Path, dataset: str, folder: Path, path: str, version: int | Non
                 console.print(f"{word}: {name}", markup=False, soft_wrap=True)
             if len(names) > LISTED_MAX:
                 console.print(f"{word}: {len(names) - LISTED_MAX} more", style="dim")
-        console.print(f"{found.same:,} files are as version {found.row.version} says")
+        console.print(f"{counted(found.same, 'file')} as in version {found.row.version}")
 
     show(as_json, facts, render)
     if found.differences:
-        raise DatasetDiffers(f"{folder} differs from {found.row.dataset} in {found.differences} files")
+        raise DatasetDiffers(
+            f"{folder} differs from {found.row.dataset} in {counted(found.differences, 'file')}"
+        )
 
 
 @dataset.command()
@@ -211,7 +225,11 @@ def verify(home: Path, dataset: str, folder: Path, path: str, version: int | Non
 def remove(home: Path, dataset: str, version: int | None, as_json: bool) -> None:
     """Hold and give out a dataset, or one version of it, no longer."""
     removed = ask(home, lambda node: node.remove_dataset(dataset, version))
-    show(as_json, {"versions": removed}, lambda console: console.print(f"removed {removed} versions"))
+    show(
+        as_json,
+        {"versions": removed},
+        lambda console: console.print(f"removed {counted(removed, 'version')}"),
+    )
 
 
 def _facts(row: api.DatasetRow) -> dict[str, Any]:
@@ -227,7 +245,7 @@ def _facts(row: api.DatasetRow) -> dict[str, Any]:
 
 
 def _size(row: api.DatasetRow) -> str:
-    return f"{row.files:,} files, {size_text(row.size)}"
+    return f"{counted(row.files, 'file')}, {size_text(row.size)}"
 
 
 def _render_row(console: Console, row: api.DatasetRow, holders: str) -> None:

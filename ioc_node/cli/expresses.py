@@ -97,7 +97,7 @@ def cancel(home: Path, shipment: str, as_json: bool) -> None:
 
 async def _whole(node: RemoteNode, word: str) -> bytes:
     known = {format_shipment(row.shipment): row.shipment for row in await node.shipments()}
-    found = unabbreviate(word, known, "shipment")
+    found = unabbreviate(word, known, "shipment", listed_by="express list")
     return known.get(found) or unbase32(found[1:])
 
 

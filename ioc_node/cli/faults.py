@@ -28,6 +28,15 @@ REFUSED: Final = 4
 FAILED: Final = 5
 BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 _EXPECTED: Final = (NodeError, WireError, NetworkFileError, BadAddress, click.ClickException)
+_PLACES: Final = {
+    "--home": "before the command: ioc-node --home FOLDER status",
+    "--json": "behind the command: ioc-node status --json",
+}
+"""Options that a command line has, where it has them."""
+_CLICK_SAYS: Final = {
+    "is not a valid float range": "is no number",
+    "is not a valid integer range": "is no whole number",
+}
 _WIRE_CODES: Final[dict[type[WireError], int]] = {
     RemoteFault: FAILED,
     BadIdentifier: USAGE,
@@ -91,8 +100,13 @@ def exit_code_of(error: BaseException) -> int:
 
 
 def _words(error: BaseException) -> str:
+    if isinstance(error, click.NoSuchOption) and error.option_name in _PLACES:
+        return f"{error.option_name} belongs {_PLACES[error.option_name]}"
     if isinstance(error, click.UsageError) and error.ctx is not None:
-        return f"{error.format_message().rstrip('.')} (see {error.ctx.command_path} --help)"
+        text = error.format_message().rstrip(".")
+        for theirs, ours in _CLICK_SAYS.items():
+            text = text.replace(theirs, ours)
+        return f"{text} (see {error.ctx.command_path} --help)"
     if isinstance(error, click.ClickException):
         return error.format_message()
     if isinstance(error, RemoteFault | Malformed | BadTask) and error.detail:

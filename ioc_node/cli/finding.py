@@ -10,6 +10,7 @@ from rich.text import Text
 from ioc_node import api
 from ioc_node.cli.common import (
     ask,
+    counted,
     money_text,
     plain,
     print_json,
@@ -194,9 +195,10 @@ def _estimate_facts(offer: Offer) -> dict[str, Any] | None:
 
 
 def probes_text(probes: api.Probes) -> str:
-    """`pinged 12 providers`, or `pinged 125 of 481 providers that can serve it; 356 are too far by estimate`."""
+    """`pinged 12 providers`, or `pinged 125 of 481 providers that can serve it; 356 are too far by estimate`;
+    empty where nobody was."""
     if not probes.matching:
-        return f"pinged {probes.pinged} provider{'' if probes.pinged == 1 else 's'}"
+        return f"pinged {counted(probes.pinged, 'provider')}" if probes.pinged else ""
     text = f"pinged {probes.pinged} of {probes.matching} providers that can serve it"
     if probes.known:
         text += f"; {probes.known} measured a moment ago"
@@ -229,7 +231,8 @@ def render_found(
         f" {short(found.answered_by) or 'this node'} in {found.elapsed_ms:.1f} ms"
     )
     console.print(plain(answered), style="dim")
-    console.print(plain(probes_text(found.probes)), style="dim")
+    if probed := probes_text(found.probes):
+        console.print(plain(probed), style="dim")
     if found.found.cursor is not None:
         console.print(plain(f"next page: --after {cursor_text(found.found.cursor)}"), style="dim")
     if found.verdict is not None:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from ioc_node import api
 from ioc_node.cli.blobs import BLOB_CHARS, whole_name
-from ioc_node.cli.common import ask, show, size_text, span_text, table, with_home
+from ioc_node.cli.common import ask, counted, show, size_text, span_text, table, with_home
 from ioc_node.client import RemoteNode
 from ioc_node.tasks.keeper import UNUSED_SECONDS
 from ioc_wire.bulk import format_blob_id, parse_blob_id
@@ -47,7 +47,7 @@ def blobs(home: Path, as_json: bool) -> None:
             )
         console.print(made if found.rows else "no blobs are here")
         limit = f" of {size_text(found.bytes_max)}" if found.bytes_max else ""
-        console.print(f"{found.total} blobs, {size_text(found.bytes_total)}{limit}", style="dim")
+        console.print(f"{counted(found.total, 'blob')}, {size_text(found.bytes_total)}{limit}", style="dim")
 
     show(as_json, facts, render)
 
@@ -103,7 +103,9 @@ def gc(home: Path, dry_run: bool, unused: float, as_json: bool) -> None:
         return await node.collect_garbage(unused, dry_run=dry_run)
 
     done = ask(home, collect)
-    told = f"{'would remove' if dry_run else 'removed'} {done.blobs} blobs, {size_text(done.bytes)}"
+    told = (
+        f"{'would remove' if dry_run else 'removed'} {counted(done.blobs, 'blob')}, {size_text(done.bytes)}"
+    )
     show(
         as_json,
         {"blobs": done.blobs, "bytes": done.bytes, "dry_run": dry_run},

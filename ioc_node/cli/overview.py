@@ -9,7 +9,18 @@ import click
 from rich.console import Console
 
 from ioc_node import api
-from ioc_node.cli.common import ask, pairs, plain, short, show, size_text, span_text, table, with_home
+from ioc_node.cli.common import (
+    ask,
+    counted,
+    pairs,
+    plain,
+    short,
+    show,
+    size_text,
+    span_text,
+    table,
+    with_home,
+)
 from ioc_node.config import KEY_NAME
 from ioc_node.runtime.keys import load_key
 from ioc_wire.authority import CORE_ROLES
@@ -51,12 +62,12 @@ def render_status(console: Console, found: api.NodeStatus) -> None:
             ("process", f"{found.pid}, up {span_text(now - found.started)}, version {found.version}"),
             ("joined", f"{joined}; {found.bootstrap}" if found.bootstrap else joined),
             ("home core node", found.home_core),
-            ("peers", f"{found.servers_known} DHT servers known, {found.links} links"),
+            ("peers", f"{counted(found.servers_known, 'DHT server')} known, {counted(found.links, 'link')}"),
             ("identifiers", f"{found.identifiers} own, {found.records_stored} records kept for others"),
             ("catalogue", _catalogue_text(found)),
             ("digest", found.catalogue_digest.hex()[:16]),
             ("runtimes", ", ".join(found.runtimes)),
-            ("tasks", f"{found.tasks_running} running, {found.receipts} receipts"),
+            ("tasks", f"{found.tasks_running} running, {counted(found.receipts, 'receipt')}"),
             ("blobs", f"{found.blobs}, {size_text(found.blob_bytes)}"),
             ("offloads", "; ".join(found.offloads)),
             ("moved", f"{size_text(found.bytes_in)} in, {size_text(found.bytes_out)} out"),
@@ -70,7 +81,7 @@ def _catalogue_text(found: api.NodeStatus) -> str:
     """Only core nodes have one."""
     if found.role not in CORE_ROLES:
         return ""
-    return f"{found.catalogue_records:,} records of {found.catalogue_providers:,} providers"
+    return f"{counted(found.catalogue_records, 'record')} of {counted(found.catalogue_providers, 'provider')}"
 
 
 @click.command()
@@ -167,7 +178,9 @@ def relayed(home: Path, as_json: bool) -> None:
 
 def render_relayed(console: Console, found: api.Relayed) -> None:
     """One line per day and pair; what links carried, and blobs."""
-    console.print(f"open now: {found.circuits} circuits, {found.sessions} relays on UDP {found.port}")
+    console.print(
+        f"open now: {counted(found.circuits, 'circuit')}, {counted(found.sessions, 'relay')} on UDP {found.port}"
+    )
     made = table("day", "caller", "target", "links", "blobs", right=("links", "blobs"))
     for row in found.rows:
         sizes = (size_text(row.circuit_bytes), size_text(row.datagram_bytes))

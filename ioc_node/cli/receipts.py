@@ -7,7 +7,18 @@ import click
 from rich.console import Console
 
 from ioc_node import api
-from ioc_node.cli.common import ask, money_text, plain, short, show, size_text, span_text, table, with_home
+from ioc_node.cli.common import (
+    ask,
+    counted,
+    money_text,
+    plain,
+    short,
+    show,
+    size_text,
+    span_text,
+    table,
+    with_home,
+)
 from ioc_node.cli.story import short_task
 from ioc_node.errors import TaskFailed
 from ioc_wire.express import EXPRESS_CID
@@ -101,5 +112,8 @@ def render_receipts(console: Console, found: api.Receipts, *, shown: int = api.R
         console.print(f"… and {len(found.rows) - shown} more", style="dim")
     cost = sum(row.usage.cost_micro for row in found.rows if row.usage is not None)
     good = sum(not row.fault for row in found.rows)
-    console.print(f"{found.total} receipts; {good} of {len(found.rows)} verified with both signatures")
-    console.print(f"cost of these {len(found.rows)}: {money_text(cost)}", style="dim")
+    console.print(
+        f"{counted(found.total, 'receipt')}; {good} of {len(found.rows)} verified with both signatures"
+    )
+    which = "in all" if len(found.rows) == found.total else f"of the {len(found.rows)} newest"
+    console.print(f"cost {which}: {money_text(cost)}", style="dim")

@@ -105,13 +105,17 @@ async def _logs(home: Path, word: str, follow: bool, as_json: bool) -> None:
 def cancel(home: Path, task: str, as_json: bool) -> None:
     """Cancel TASK, or all tasks of a workflow. One that has ended already stays as it is."""
 
-    async def question(node: RemoteNode) -> bytes:
+    async def question(node: RemoteNode) -> tuple[bytes, str]:
         found = await whole_task(node, task)
-        await node.cancel(found)
-        return found
+        ended = next((row.state for row in await node.tasks() if row.task == found and row.ended_ms), "")
+        if not ended:
+            await node.cancel(found)
+        return found, ended
 
-    name = format_task_id(ask(home, question))
-    show(as_json, {"task": name, "canceled": True}, lambda console: console.print(f"canceled {short(name)}"))
+    found, ended = ask(home, question)
+    name = format_task_id(found)
+    told = f"{short(name)} had ended already: {ended}" if ended else f"canceled {short(name)}"
+    show(as_json, {"task": name, "canceled": not ended}, lambda console: console.print(told))
 
 
 @click.command()

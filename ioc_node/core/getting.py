@@ -18,10 +18,10 @@ from ioc_node.core.session import Outbox
 from ioc_node.core.timers import Timer
 from ioc_wire import dht as wire
 from ioc_wire import limits
+from ioc_wire.bulk import format_blob_id
 from ioc_wire.cid import cid_key
 from ioc_wire.dht import AnyMessage, HolderRecord
 from ioc_wire.errors import BadIdentifier, ChainUnknown, NotFound, OlderVersion, WireError, Withdrawn
-from ioc_wire.identity import base32
 from ioc_wire.records import NamedRecord, Tombstone, named_payload
 from ioc_wire.signed import Signed
 
@@ -331,7 +331,9 @@ class HoldersOperation(Search):
     def settle(self, now: float, out: Outbox) -> None:
         asked = self.lookup.asked()
         if not self.found:
-            self.finish(NotFound(f"holders of blob {base32(self.target)}: {asked} servers were asked"), out)
+            self.finish(
+                NotFound(f"holders of blob {format_blob_id(self.target)}: {asked} servers were asked"), out
+            )
             return
         holders = list(self.found.items())
         self.finish(HoldersReport(holders, asked, now - self.began, self.trace), out)

@@ -101,3 +101,15 @@ def test_what_config_toml_is_to_say_is_what_holds() -> None:
     assert (config.bandwidth.sending.mb_s, config.bandwidth.sending.each_peer_mb_s) == (20, 2.5)
     assert config.bandwidth.sending.peers_mb_s == {peer: 1}
     assert config.bandwidth.receiving.mb_s is None
+    assert config.bandwidth.weights["task"] == 2
+
+
+def test_weights_that_are_the_usual_ones_need_not_be_written_down() -> None:
+    none = api.DirectionTold(None, None, {}, {}, ())
+    usual = {"interactive": 8.0, "task": 4.0, "bulk": 1.0}
+    assert config_text(api.BandwidthTold(none, none, usual)) == ""
+    assert config_text(api.BandwidthTold(none, none, usual | {"task": 6.0})).splitlines()[1:] == [
+        "interactive = 8",
+        "task = 6",
+        "bulk = 1",
+    ]

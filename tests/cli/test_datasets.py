@@ -51,7 +51,7 @@ def test_a_dataset_is_added_shown_fetched_and_verified(cli: Cli, shared_net: Tes
     cli.text(other, "dataset", "get", name, "-o", tmp_path / "all", "--replace")
 
     cli.refused(other, "dataset", "show", "UP", words=["no name of a dataset"], code=2)
-    cli.refused(other, "dataset", "show", "nothing", words=["not found"])
+    cli.refused(other, "dataset", "show", "nothing", words=["dataset n", "/nothing", "nobody told"])
     cli.refused(other, "dataset", "show", name, "--path", "../x", words=["'..'"], code=2)
     cli.refused(mine, "dataset", "add", "terrain", tmp_path / "nowhere", words=["does not exist"], code=2)
     assert cli.json(mine, "dataset", "remove", "terrain")["versions"] == 1
@@ -66,6 +66,7 @@ def test_what_is_kept_is_listed_pinned_and_collected(cli: Cli, shared_net: Testn
     row = next(row for row in cli.json(mine, "blobs")["blobs"] if row["blob"] == blob)
     assert (row["held"], row["shared"], row["size"]) == (["pinned"], True, 6000)
     cli.text(other, "get", blob, "-o", tmp_path / "copy")
+    cli.refused(other, "get", blob, "-o", tmp_path / "part", "--range", "9000-", words=["bytes from 9000 on"])
     row = next(row for row in cli.json(other, "blobs")["blobs"] if row["blob"] == blob)
     assert (row["held"], row["shared"]) == ([], False)
     assert "a copy that may go" in cli.text(other, "blobs")

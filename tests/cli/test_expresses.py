@@ -18,11 +18,12 @@ def test_orders_that_nobody_takes_are_refused_in_a_line(
         home, "express", "send", blob, "--to", receiver, words=["takes no shipments", "price_micro_per_gb"]
     )
     cli.refused(home, "express", "send", blob, "--to", "cn.r9999", words=["nobody at cn.r9999"])
+    cli.refused(home, "express", "send", blob, "--to", "nowhere", words=["to: 'nowhere' is not a prefix"])
     cli.refused(home, "express", "send", "b" + "a" * 52, "--to", receiver, words=["not shared here"])
     cli.refused(home, "express", "send", blob, "--to", receiver, "--within", "soon", words=["no duration"])
     cli.refused(
         home, "express", "send", blob, "--to", receiver, "--price-max", "x", words=["'x' is no number"]
     )
-    cli.refused(home, "express", "show", "s" + "a" * 52, words=["no shipment begins with"])
+    cli.refused(home, "express", "show", "s" + "a" * 52, words=["no shipment begins with", "express list"])
     assert cli.json(home, "express", "list") == {"shipments": []}
     assert "no shipments yet" in cli.text(home, "express", "list")

@@ -65,6 +65,8 @@ def test_init_makes_a_safe_home_and_never_overwrites_it(cli: Cli, tmp_path: Path
         (("--new-network", "x", "--memory", "many"), "--memory"),
         (("--new-network", "x", "--role", "king"), "king"),
         (("--new-network", "x", "--port", "70000"), "70000"),
+        (("--new-network", "x", "--port", "many"), "'many' is no whole number"),
+        (("--home", "x"), "--home belongs before the command"),
     ],
 )
 def test_init_refuses_what_cannot_be_meant(

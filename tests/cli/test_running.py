@@ -187,6 +187,7 @@ def test_cancel_a_running_task(cli: Cli, home: Path) -> None:
         pass
     cli.text(home, "cancel", task[:12])
     cli.refused(home, "result", task, words=["CANCELED"], code=5)
+    assert "had ended already: CANCELED" in cli.text(home, "cancel", task)
 
 
 @pytest.mark.parametrize(
