@@ -155,6 +155,16 @@ class Gossip:
         """Those in the tree; none in a full mesh."""
         return tuple(self._spread.neighbours)
 
+    @property
+    def wide(self) -> bool:
+        """Whether there are more core nodes than a full mesh holds."""
+        return self._mesh.wide
+
+    @property
+    def links_to_spare(self) -> int:
+        """Links to core nodes above those that this node would dial; in a full mesh every link is needed."""
+        return self._linking.to_spare()
+
     def wants(self, provider: bytes) -> bool:
         """Whether entries of this provider are being fetched, or will be."""
         return provider in self._lagging

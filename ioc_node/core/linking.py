@@ -54,6 +54,10 @@ class Linking:
         """The core nodes that this node is linked with, in order of key (to be told to others)."""
         return self._mesh.contacts(CONTACTS_MAX)
 
+    def to_spare(self) -> int:
+        """Links to core nodes above those that there is room for; none in a full mesh."""
+        return max(0, len(self._mesh.cores) - self._room.mesh_max) if self._mesh.wide else 0
+
     # -- what happens
 
     def up(self, event: LinkUp, now: float) -> None:

@@ -16,7 +16,7 @@ from ioc_node.errors import PeerUnreachable
 from ioc_node.runtime.link_flow import ByteBudget, FrameQueue, OpenedStream, ServedStream
 from ioc_node.runtime.link_handlers import Entry, Handlers, contained
 from ioc_node.runtime.link_heart import Heart, Pace
-from ioc_node.runtime.link_transport import FrameTransport, TransportBroken
+from ioc_node.runtime.link_transport import FrameTransport, TransportBroken, TransportClosed
 from ioc_wire import limits, links
 from ioc_wire.authority import Grant
 from ioc_wire.codec import Message, encode
@@ -99,6 +99,8 @@ class Link:
         """Whether the connection is a circuit through a core node."""
         self.closed = trio.Event()
         self.close_reason = ""
+        self.said_goodbye = False
+        """Whether one end closed it in order: it did not break."""
         self.notices_dropped = 0
         self.opened_at = trio.current_time()
         self._transport = transport
@@ -183,6 +185,7 @@ class Link:
 
     def close_nowait(self, reason: str) -> None:
         """As `aclose`, without waiting for the end."""
+        self.said_goodbye = self.said_goodbye or not self.close_reason
         self.close_reason = self.close_reason or reason
         self._queue.close()
 
@@ -218,13 +221,17 @@ class Link:
         self.close_reason = self.close_reason or reason
         self._scope.cancel()
 
+    def _lose(self, error: TransportBroken) -> None:
+        self.said_goodbye = self.said_goodbye or isinstance(error, TransportClosed)
+        self._break(str(error))
+
     async def _write(self) -> None:
         while (frame := await self._queue.take()) is not None:
             with trio.move_on_after(self._settings.stall_seconds) as stall:
                 try:
                     await self._transport.send(frame)
                 except TransportBroken as error:
-                    return self._break(str(error))
+                    return self._lose(error)
             if stall.cancelled_caught:
                 return self._break(f"the peer took in nothing for {self._settings.stall_seconds:.0f} s")
         with trio.move_on_after(self._settings.close_seconds):
@@ -242,7 +249,7 @@ class Link:
                 self.heart.hear()
                 self._dispatch(links.decode_frame(data))
             except TransportBroken as error:
-                return self._break(str(error))
+                return self._lose(error)
             except WireError as error:
                 log.info("link_violated", peer=self.peer.name, error=str(error))
                 return self._break(f"the peer broke the protocol: {error}")

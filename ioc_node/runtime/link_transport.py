@@ -27,6 +27,10 @@ class TransportBroken(Exception):
     """The connection cannot carry anything more; `str()` says why."""
 
 
+class TransportClosed(TransportBroken):
+    """The peer said goodbye."""
+
+
 class FrameTransport(Protocol):
     """Whole messages of at most LINK_FRAME_BYTES_MAX, in order, both ways. One sender and one receiver at a time."""
 
@@ -86,13 +90,13 @@ class WebSocketTransport:
         try:
             await self._connection.send_message(data)
         except (trio_websocket.ConnectionClosed, ProtocolError, *_GONE) as error:
-            raise TransportBroken(self._reason(error)) from None
+            raise self._broken(error) from None
 
     async def receive(self) -> bytes:
         try:
             message = await self._connection.get_message()
         except (trio_websocket.ConnectionClosed, *_GONE) as error:
-            raise TransportBroken(self._reason(error)) from None
+            raise self._broken(error) from None
         if not isinstance(message, bytes):
             raise TransportBroken("a text message came, frames are binary")
         return message
@@ -104,15 +108,15 @@ class WebSocketTransport:
         except (trio_websocket.ConnectionClosed, ProtocolError, *_GONE):
             return  # already as closed as it can be
 
-    def _reason(self, error: BaseException) -> str:
+    def _broken(self, error: BaseException) -> TransportBroken:
         if self._reader.failure:
-            return self._reader.failure
+            return TransportBroken(self._reader.failure)
         closed = self._connection.closed
         if closed is None:
-            return f"connection lost ({error})"
+            return TransportBroken(f"connection lost ({error})")
         if closed.code == 1000:
-            return "closed by the peer"
-        return f"connection lost ({closed.reason or closed.name})"
+            return TransportClosed("closed by the peer")
+        return TransportBroken(f"connection lost ({closed.reason or closed.name})")
 
 
 class _Reader:

@@ -1,7 +1,9 @@
 """A core node's membership over its links: who of the core nodes is alive, told to the gossip that dials them.
 
 Messages travel over the links that gossip keeps. Where there is none to a member that has to be probed, one is opened,
-a few at a time: whoever cannot be reached so does not answer, which is what the machine wants to know.
+a few at a time: whoever cannot be reached so does not answer, which is what the machine wants to know. Among more core
+nodes than a full mesh holds such a link is closed again once nothing was told over it for a while; to both ends that
+goodbye is no sign of a failure.
 """
 
 import random
@@ -31,6 +33,10 @@ from ioc_wire.signed import Signed
 DIALS_MAX: Final = 16
 """Links being opened together for a probe; more are not, and count as silence."""
 DIAL_SECONDS: Final = 2.0
+PROBE_LINK_SECONDS: Final = 60.0
+"""A link that was opened for a probe goes when membership said nothing over it for so long."""
+
+PROBE_OVER: Final = "it was opened for a probe, and nothing needs it"
 
 log = structlog.get_logger()
 
@@ -46,6 +52,7 @@ class CoreMembership:
         gossip: CoreGossip,
         *,
         settings: Settings = ev.OURS,
+        probe_link_seconds: float = PROBE_LINK_SECONDS,
     ) -> None:
         self._key, self._chain, self._trust = key, chain, trust
         self._gossip = gossip
@@ -54,6 +61,9 @@ class CoreMembership:
         self._links: LinkEndpoint | None = None
         self._nursery: trio.Nursery | None = None
         self._dialing: set[bytes] = set()
+        self._probe_link_seconds = probe_link_seconds
+        self._probe_links: dict[Link, float] = {}
+        """Those opened here, and when they were last of use; as many as links are open at most."""
         self._wake = trio.Event()
 
     @property
@@ -95,6 +105,7 @@ class CoreMembership:
             links.on_link_down(self._link_down)
             for link in list(links.links.values()):
                 self._link_up(link)
+            nursery.start_soon(self._close_spare_links)
             try:
                 await self._tick(self._machine)
             finally:
@@ -117,7 +128,7 @@ class CoreMembership:
             self._feed(ev.LinkUp(link.peer.key, contact_of(link)))
 
     def _link_down(self, link: Link) -> None:
-        if is_core(link):
+        if is_core(link) and not (link.said_goodbye and self._gossip.machine.wide):
             self._feed(ev.LinkDown(link.peer.key))
 
     def _take(self, link: Link, message: Message) -> None:
@@ -148,6 +159,8 @@ class CoreMembership:
         link = self._links.link(contact.key)
         if link is not None:
             link.notify_nowait(message)
+            if link in self._probe_links:
+                self._probe_links[link] = trio.current_time()
         elif self._nursery is None or contact.key in self._dialing or len(self._dialing) >= DIALS_MAX:
             return
         else:
@@ -155,11 +168,28 @@ class CoreMembership:
             self._nursery.start_soon(self._dial, self._links, contact, message)
 
     async def _dial(self, links: LinkEndpoint, contact: Contact, message: Message) -> None:
+        began = trio.current_time()
         try:
             with trio.move_on_after(DIAL_SECONDS):
                 link = await links.connect((contact.host, contact.port), contact.key)
                 link.notify_nowait(message)
+                if link.dialed and link.opened_at >= began:
+                    self._probe_links[link] = trio.current_time()
         except (WireError, PeerUnreachable) as error:
             log.debug("member_unreachable", member=name_of(contact.key), error=str(error))
         finally:
             self._dialing.discard(contact.key)
+
+    async def _close_spare_links(self) -> None:
+        while True:
+            await trio.sleep(self._probe_link_seconds / 4)
+            before = trio.current_time() - self._probe_link_seconds
+            gossip = self._gossip.machine
+            neighbours, spare = set(gossip.neighbours), gossip.links_to_spare
+            for link, used_at in list(self._probe_links.items()):
+                if link.closed.is_set():
+                    del self._probe_links[link]
+                elif used_at < before and spare > 0 and not link.streams and link.peer.key not in neighbours:
+                    del self._probe_links[link]
+                    spare -= 1
+                    link.close_nowait(PROBE_OVER)
