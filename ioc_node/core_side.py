@@ -118,10 +118,12 @@ class CoreSide:
         """Offers from this node's catalogue, or from another core node's where this one does not replicate all that the
         demand allows. Raises `NotFound` for an unknown policy.
         """
-        if message.forwarded or self.forwarding.is_mine(message.demand.constraints.allow):
+        if self.forwarding.is_mine(message.demand.constraints.allow):
             return await self._answer(message)
-        found = await self.forwarding.find(message)
-        return found if found is not None else self.forwarding.note(await self._answer(message))
+        found = None if message.forwarded else await self.forwarding.find(message)
+        if found is not None:
+            return found
+        return self.forwarding.note(await self._answer(message), asked=not message.forwarded)
 
     def _is_asked(self) -> bool:
         """Whether queries came lately: patches are cut small for those that come next."""

@@ -27,6 +27,9 @@ TRIES_MAX: Final = 3
 REMOVALS_MAX: Final = 32
 
 M = TypeVar("M", bound=Message)
+INTEREST: Final = "interest"
+"""The condition by which an answer says that its core node does not hold all that the demand allows."""
+
 _log = structlog.get_logger()
 
 
@@ -58,10 +61,11 @@ class Forwarding:
         forwarded = msgspec.structs.replace(message, forwarded=True)
         return await self._ask((message.cid,), forwarded, RecordResolved, RESOLVE_SECONDS)
 
-    def note(self, own: OffersFound) -> OffersFound:
-        """This node's own answer, saying what was not looked at."""
-        text = f"what lies outside of {self._interests.own} was not looked at: no core node that holds it answers now"
-        removals = (*own.removals[: REMOVALS_MAX - 1], Removal("interest", 0, text[:512]))
+    def note(self, own: OffersFound, *, asked: bool) -> OffersFound:
+        """This node's own answer, saying what was not looked at. `asked`: others were, in vain."""
+        text = f"what lies outside of {self._interests.own} was not looked at"
+        text += ": no core node that holds it answers now" if asked else ""
+        removals = (*own.removals[: REMOVALS_MAX - 1], Removal(INTEREST, 0, text[:512]))
         return msgspec.structs.replace(own, removals=removals)
 
     def _holders(self, areas: tuple[str, ...]) -> list[Link]:

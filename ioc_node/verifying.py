@@ -1,8 +1,9 @@
 """Whether a core node leaves something out: two are asked the same, and what only one offers is looked at again.
 
-Equal digests say that both hold the same records. Status is not in them and reaches core nodes a moment apart, so only
-an omission that lasts through several comparisons is reported. Offers are asked for in order of price, which leaves no
-room for taste.
+Equal digests say that both hold the same records; so one that replicates only a part is compared with another of the
+same part, and not at all for a demand that allows more. Status is not in digests and reaches core nodes a moment apart,
+so only an omission that lasts through several comparisons is reported. Offers are asked for in order of price, which
+leaves no room for taste.
 """
 
 from typing import Final
@@ -14,6 +15,7 @@ from ioc_node.api import Omission, Verdict
 from ioc_node.core_links import CoreLinks
 from ioc_node.core_side import CoreSide
 from ioc_node.errors import PeerUnreachable
+from ioc_node.forwarding import INTEREST
 from ioc_node.market.query import UNSETTLED
 from ioc_wire.codec import decode
 from ioc_wire.errors import Busy, Closing
@@ -24,6 +26,8 @@ COMPARISONS: Final = 3
 ROUNDS_MAX: Final = 8
 PAUSE_SECONDS: Final = 1.0
 ANSWER_SECONDS: Final = 5.0
+ASKED_MAX: Final = 5
+"""Core nodes that are asked at most, until two hold the same records."""
 OWN: Final = "this node"
 
 
@@ -33,31 +37,64 @@ async def compare_cores(cores: CoreLinks, core: CoreSide | None, message: FindOf
     asked = msgspec.structs.replace(
         message, policy="cost", after=after, explain=False, forwarded=True, nearest_first=False
     )
-    names = await _two(cores, own=core is not None)
+    names = [OWN if core is not None else (await cores.any()).peer.name]
+    names = await _one_more(cores, names)
+    pair = (names[0], names[1])
     lasting: set[tuple[str, str]] | None = None
     equal = 0
     for _ in range(ROUNDS_MAX):
-        answers = [await _ask(cores, core, name, asked) for name in names]
-        if answers[0].digest == answers[1].digest != UNSETTLED:
+        answers = await _ask_equals(cores, core, names, asked)
+        if answers:
+            if (now := tuple(answers)) != pair:
+                pair, lasting, equal = (now[0], now[1]), None, 0  # what lasted was between others
             equal += 1
-            found = _omissions(names, answers)
+            found = _omissions(pair, list(answers.values()))
             lasting = found if lasting is None else lasting & found
             if not lasting or equal == COMPARISONS:
                 break
+        else:
+            names = await _one_more(cores, names)
         await trio.sleep(PAUSE_SECONDS)
     omissions = tuple(Omission(name, cid) for name, cid in sorted(lasting or ()))
-    return Verdict(names, lasting is not None and (not lasting or equal == COMPARISONS), equal, omissions)
+    return Verdict(pair, lasting is not None and (not lasting or equal == COMPARISONS), equal, omissions)
 
 
-async def _two(cores: CoreLinks, *, own: bool) -> tuple[str, str]:
-    first = None if own else await cores.any()
+async def _one_more(cores: CoreLinks, names: list[str]) -> list[str]:
+    """These core nodes and another one, where there is one. Raises `PeerUnreachable` where that leaves one alone."""
+    if len(names) == ASKED_MAX:
+        return names
+    asked = frozenset(link.peer.key for link in cores.linked() if link.peer.name in names)
     try:
-        second = await cores.any(but=frozenset({first.peer.key} if first is not None else ()))
+        another = (await cores.any(but=asked)).peer.name
     except PeerUnreachable:
-        raise PeerUnreachable(
-            "a second core node is needed to compare with, and none can be reached now"
-        ) from None
-    return (first.peer.name if first is not None else OWN, second.peer.name)
+        another = names[0]
+    if another not in names:
+        return [*names, another]
+    if len(names) == 1:
+        raise PeerUnreachable("a second core node is needed to compare with, and none can be reached now")
+    return names
+
+
+async def _ask_equals(
+    cores: CoreLinks, core: CoreSide | None, names: list[str], message: FindOffers
+) -> dict[str, OffersFound]:
+    """Answers of the first core node that holds what the demand allows, and of one that holds the same records; empty
+    where there are no two."""
+    first: tuple[str, OffersFound] | None = None
+    for name in names:
+        try:
+            answer = await _ask(cores, core, name, message)
+        except PeerUnreachable:
+            if len(names) == 2:
+                raise
+            continue
+        if answer.digest == UNSETTLED or any(item.condition == INTEREST for item in answer.removals):
+            continue
+        if first is None:
+            first = name, answer
+        elif answer.digest == first[1].digest:
+            return {first[0]: first[1], name: answer}
+    return {}
 
 
 async def _ask(cores: CoreLinks, core: CoreSide | None, name: str, message: FindOffers) -> OffersFound:

@@ -263,7 +263,7 @@ def _render_verdict(console: Console, verdict: api.Verdict) -> None:
             plain(f"OMISSION: core node {short(item.core) or item.core} leaves out {item.cid}"), style="red"
         )
     if not verdict.conclusive:
-        why = "did not hold the same records while they were compared; one that replicates only a part never does"
+        why = "did not hold the same records while they were compared, nor did others that could be asked"
         console.print(plain(f"inconclusive: {both} {why}"))
     elif not verdict.omissions:
         console.print(plain(f"verified: {both} hold the same records and leave out nothing"))
