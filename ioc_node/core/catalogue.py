@@ -320,7 +320,7 @@ class Catalogue:
         self._check_room(replica, target.head)
         self._entries += target.head.slots - replica.slots
         if intake.entries or target.head.slots < replica.slots:
-            self._book.put(intake.provider, intake.entries, target.head.slots)
+            self._book.put(intake.provider, intake.entries, target.head.slots, size=intake.size)
         applied = replica.commit(intake, target)
         for prefix in intake.prefixes:
             self._claims[prefix].add(intake.provider)

@@ -16,8 +16,10 @@ class EntryBook(Protocol):
     def get_many(self, provider: bytes, slots: Sequence[int]) -> list[bytes]:
         """The entries in these slots, in this order; those that are missing are left out."""
 
-    def put(self, provider: bytes, entries: BySlot[bytes], count: int) -> None:
-        """Enter or replace entries by slot, which are given away, and forget every slot from `count` on."""
+    def put(self, provider: bytes, entries: BySlot[bytes], count: int, *, size: int) -> None:
+        """Enter or replace entries by slot, which are given away, and forget every slot from `count` on. They have
+        `size` bytes at most.
+        """
 
     def drop(self, provider: bytes) -> None:
         """Forget a provider's entries."""
@@ -33,7 +35,7 @@ class MemoryBook:
         entries = self._entries.get(provider, {})
         return [entries[slot] for slot in slots if slot in entries]
 
-    def put(self, provider: bytes, entries: BySlot[bytes], count: int) -> None:
+    def put(self, provider: bytes, entries: BySlot[bytes], count: int, *, size: int) -> None:
         kept = self._entries.setdefault(provider, {})
         for chunk in entries.chunks():
             kept.update(chunk)

@@ -5,7 +5,6 @@ a sender whose catalogue changes while it sends only adds what changed.
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from itertools import chain
 from typing import Final, NamedTuple
 
 from ioc_node.core.by_slot import BySlot
@@ -53,6 +52,8 @@ class Intake:
         self.provider = provider
         self.base = base
         self.entries: BySlot[bytes] = BySlot()
+        self.size = 0
+        """Bytes of the entries, as often as they came."""
         self.table = base.table
         self.tree = base.tree
         self.changed: tuple[int, ...] = ()
@@ -65,6 +66,8 @@ class Intake:
         self._seqs: BySlot[int] = BySlot()
         self._names: BySlot[str] = BySlot()
         self._faults: dict[int, WireError] = {}
+        self._slot_max = -1
+        self._seq_max = 0
 
     def add(self, entries: Sequence[bytes]) -> Generator[None, None, None]:
         """Take some entries in, in steps. Raises `Malformed` or `TooLarge` for one that cannot be a leaf."""
@@ -83,8 +86,10 @@ class Intake:
             self._names.pop(slot, None)
         self._leaves[slot] = leaf_hash(data)
         self._seqs[slot] = entry.seq
+        self._slot_max, self._seq_max = max(slot, self._slot_max), max(entry.seq, self._seq_max)
         if not self._stored:
             self.entries[slot] = data
+            self.size += len(data)
         if entry.record is None:
             return
         try:
@@ -102,10 +107,8 @@ class Intake:
         """Work out the state that `head` signs, in steps, and forget what was worked with. Raises `WrongRoot` or
         `Malformed`.
         """
-        slot = max(self._seqs, default=-1)
-        newest = max(chain.from_iterable(chunk.values() for chunk in self._seqs.chunks()), default=0)
-        if slot >= head.slots or newest > head.seq:
-            raise Malformed(f"slot {slot} does not fit head {head.seq} over {head.slots}")
+        if self._slot_max >= head.slots or self._seq_max > head.seq:
+            raise Malformed(f"slot {self._slot_max} does not fit head {head.seq} over {head.slots}")
         yield
         tree = yield from self.base.tree.changing(self._leaves, head.slots)
         if tree is None:

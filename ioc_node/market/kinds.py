@@ -102,8 +102,9 @@ class Kinds:
         self.cities: Interned[str] = Interned()
         self.pools: Interned[str] = Interned()
         self.shapes: Interned[tuple[Accelerator, ...]] = Interned()
-        self._known: Interned[tuple[bool, str, int]] = Interned()
-        """Reachable, pool and number of the shape: nothing that garbage collections would have to look at."""
+        self._known: Interned[str] = Interned()
+        """Reachable, number of the shape, and pool, in one text: a dict of tuples would be young, and gone through by
+        garbage collections, whenever one is added."""
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self.columns[name]
@@ -115,11 +116,11 @@ class Kinds:
     def take(self, record: ResourceRecord, reachable: bool) -> int:
         """The number of a record's kind, referred to once more."""
         shape = self.shapes.take(record.accelerators)
-        key = (reachable, "/".join(record.cid.split("/")[:4]), shape)
+        pool = "/".join(record.cid.split("/")[:4])
         before = len(self._known)
-        number = self._known.take(key)
+        number = self._known.take(f"{reachable:d} {shape} {pool}")
         if len(self._known) > before:
-            self._enter(number, *key)
+            self._enter(number, reachable, pool, shape)
         else:
             self.shapes.release(shape)
         return number

@@ -59,17 +59,14 @@ class _Unsaved:
 
     entries: BySlot[bytes] = field(default_factory=BySlot)
     floor: int = 1 << SLOT_BITS
-    size: int = field(init=False)
-    """Bytes of the entries."""
-
-    def __post_init__(self) -> None:
-        self.size = sum(sum(map(len, chunk.values())) for chunk in self.entries.chunks())
+    size: int = 0
+    """Bytes of the entries, at most."""
 
     def over(self, older: "_Unsaved") -> "_Unsaved":
         """Both in one, this one being the later."""
         both = BySlot({slot: data for slot, data in older.entries.items() if slot < self.floor})
         both.update(self.entries)
-        return _Unsaved(both, min(self.floor, older.floor))
+        return _Unsaved(both, min(self.floor, older.floor), self.size + older.size)
 
 
 class CatalogueShelf:
@@ -109,9 +106,9 @@ class CatalogueShelf:
             found.update(self._read(number, missing))
         return [found[slot] for slot in slots if slot in found]
 
-    def put(self, provider: bytes, entries: BySlot[bytes], count: int) -> None:
+    def put(self, provider: bytes, entries: BySlot[bytes], count: int, *, size: int) -> None:
         """See `EntryBook`."""
-        self._note(provider, _Unsaved(entries, count))
+        self._note(provider, _Unsaved(entries, count, size))
 
     def drop(self, provider: bytes) -> None:
         """See `EntryBook`."""
