@@ -47,10 +47,12 @@ CHUNK = 1 << 20
 class SlowStore(BlobStore):
     """A store on a disk that gives `SLOW_DISK_BYTES_S`."""
 
-    async def read_chunks(self, info: BlobInfo, indexes: Sequence[int]) -> list[bytes]:
-        """As `BlobStore.read_chunks`, no quicker than that."""
+    async def read_chunks_into(
+        self, info: BlobInfo, indexes: Sequence[int], buffers: Sequence[bytearray]
+    ) -> list[memoryview]:
+        """As `BlobStore.read_chunks_into`, no quicker than that."""
         due = trio.current_time() + len(indexes) * CHUNK / SLOW_DISK_BYTES_S
-        chunks = await super().read_chunks(info, indexes)
+        chunks = await super().read_chunks_into(info, indexes, buffers)
         await trio.sleep_until(due)
         return chunks
 
@@ -69,17 +71,22 @@ async def hold(folder: str, seed: str, port: str, slow: str) -> None:
         await trio.sleep_forever()
 
 
-async def read(folder: str, *tickets: str) -> None:
-    """Fetch one blob from the holders of these tickets; prints when it was ready, every chunk, and the end."""
+async def read(folder: str, told: str, *tickets: str) -> None:
+    """Fetch one blob from the holders of these tickets; prints when it was ready, every chunk if `told` says so, and
+    the end."""
     async with open_bulk(BlobStore(Path(folder)), READER) as bulk:
         print("ready", time.time(), flush=True)
         sources = [Source(decode(bytes.fromhex(ticket), Ticket)) for ticket in tickets]
         for source in sources:
             source.renew = lambda: renewed(folder)
-        report = await bulk.gather(
-            sources, on_progress=lambda here, _: print("kept", time.time(), here, flush=True)
-        )
+        on_progress = tell_kept if told == "each" else None
+        report = await bulk.gather(sources, on_progress=on_progress)
         print("done", report.mb_s, peak_mb(), flush=True)
+
+
+def tell_kept(here: int, _size: int) -> None:
+    """One more chunk is in its place."""
+    print("kept", time.time(), here, flush=True)
 
 
 async def renewed(folder: str) -> Ticket:
@@ -186,7 +193,7 @@ def fetch(folder: Path, *tickets: str) -> tuple[float, float]:
     """MB/s and the reader's peak memory of one fetch into a new store."""
     into = Path(tempfile.mkdtemp(dir=folder))
     try:
-        with child("read", into / "store", *tickets) as process:
+        with child("read", into / "store", "end", *tickets) as process:
             for words in lines(process):
                 if words[0] == "done":
                     return float(words[1]), float(words[2])
@@ -211,7 +218,7 @@ def two_against_one(folder: Path, store: Path, *, slow: bool) -> float:
 def resume_lost_s(folder: Path, store: Path, size: int) -> tuple[float, float]:
     """Seconds lost by a killed holder, and by a killed reader."""
     into = Path(tempfile.mkdtemp(dir=folder)) / "store"
-    with holding(store, "a") as (ticket, pid), child("read", into, ticket) as reader:
+    with holding(store, "a") as (ticket, pid), child("read", into, "each", ticket) as reader:
         port = decode(bytes.fromhex(ticket), Ticket).endpoints[0].port
         told = lines(reader)
         wait_for(told, size // 3)
@@ -224,9 +231,9 @@ def resume_lost_s(folder: Path, store: Path, size: int) -> tuple[float, float]:
             holder_lost = after[0] - back if after else 0.0
     into = Path(tempfile.mkdtemp(dir=folder)) / "store"
     with holding(store, "a") as (ticket, _):
-        with child("read", into, ticket) as reader:
+        with child("read", into, "each", ticket) as reader:
             wait_for(lines(reader), size // 3)
-        with child("read", into, ticket) as reader:
+        with child("read", into, "each", ticket) as reader:
             told = lines(reader)
             ready = float(next(told)[1])
             return holder_lost, float(next(told)[1]) - ready

@@ -84,6 +84,21 @@ def read_at(descriptor: int, count: int, offset: int) -> bytes:
     return data
 
 
+def read_all_at(descriptor: int, targets: Sequence[memoryview], offset: int) -> bool:
+    """Fill all targets, one after the other, from `offset` on, mostly with one system call; False at the file's end."""
+    left = [target for target in targets if target]
+    while left:
+        count = os.preadv(descriptor, left, offset)
+        if not count:
+            return False
+        offset += count
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        if count:
+            left[0] = left[0][count:]
+    return True
+
+
 def copy_range(source: int, target: int, count: int, offset: int) -> int:
     """Copy bytes between files at the same offset inside the kernel where it can; how many were copied."""
     copied = 0

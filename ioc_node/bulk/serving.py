@@ -10,8 +10,9 @@ import trio
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.counters import BulkCounters
 from ioc_node.bulk.frames import receive_first, receive_frame, receive_message, refuse, send_message
-from ioc_node.bulk.orders import Orders
+from ioc_node.bulk.orders import Batch, Orders
 from ioc_node.bulk.quic import FINISH_SECONDS, Channel, ChannelBroken
+from ioc_node.bulk.supply import Supply
 from ioc_node.bulk.tickets import TicketBook
 from ioc_node.runtime.throttle import Lane, Throttle
 from ioc_wire.bulk import (
@@ -35,8 +36,6 @@ from ioc_wire.errors import Malformed, NotFound, TicketRefused, Unserved, WireEr
 
 CLAIM_SECONDS: Final = 10.0
 """A reader that has not claimed a ticket by then is a silent peer."""
-READ_AHEAD_CHUNKS: Final = 4
-"""Chunks read from disk in one go: while they are sent, what was sent before is on its way."""
 SEND_BYTES: Final = 1 << 20
 """Small blobs are gathered up to so many bytes before they are sent."""
 
@@ -87,8 +86,10 @@ class Serving:
 
     async def _serve(self, channel: Channel, ticket: Ticket, info: BlobInfo) -> None:
         orders = Orders(len(info.chunks))
+        supply = Supply(self._store, info, orders)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._deliver, channel, ticket, info, orders, nursery.cancel_scope)
+            nursery.start_soon(supply.run)
+            nursery.start_soon(self._deliver, channel, ticket, info, orders, supply, nursery.cancel_scope)
             try:
                 while True:
                     kind, payload = await receive_frame(channel)
@@ -103,7 +104,13 @@ class Serving:
             raise orders.fault
 
     async def _deliver(
-        self, channel: Channel, ticket: Ticket, info: BlobInfo, orders: Orders, scope: trio.CancelScope
+        self,
+        channel: Channel,
+        ticket: Ticket,
+        info: BlobInfo,
+        orders: Orders,
+        supply: Supply,
+        scope: trio.CancelScope,
     ) -> None:
         try:
             with self._throttle.open(ticket.reader, self._tickets.traffic_of(ticket), ticket.blob) as lane:
@@ -116,8 +123,9 @@ class Serving:
                         await _send_hashes(channel, info)
                     elif secrets := orders.next_small():
                         await self._send_small(channel, ticket.reader, secrets, orders)
-                    else:
-                        await self._send_chunks(channel, ticket, info, orders, lane)
+                    elif batch := orders.next_ready():
+                        await self._send_chunks(channel, ticket, batch, orders, lane)
+                        supply.give_back(batch)
         except WireError as error:
             orders.fail(error)
         except ChannelBroken:
@@ -125,17 +133,13 @@ class Serving:
         scope.cancel()
 
     async def _send_chunks(
-        self, channel: Channel, ticket: Ticket, info: BlobInfo, orders: Orders, lane: Lane
+        self, channel: Channel, ticket: Ticket, batch: Batch, orders: Orders, lane: Lane
     ) -> None:
-        indexes = orders.next_indexes(READ_AHEAD_CHUNKS)
-        if not self._tickets.is_good(ticket):
-            raise TicketRefused("it was revoked or has expired")
-        chunks = await self._store.read_chunks(info, indexes)
-        for index, data in zip(indexes, chunks, strict=True):
+        for index, data in batch.chunks:
             if not self._tickets.is_good(ticket):
                 raise TicketRefused("it was revoked or has expired")
-            if not self._store.has(info.blob):
-                raise NotFound(f"{format_blob_id(info.blob)} was removed here")
+            if not self._store.has(ticket.blob):
+                raise NotFound(f"{format_blob_id(ticket.blob)} was removed here")
             if orders.fault is not None:
                 return
             await channel.send_all(encode_chunk_header(index, len(data)))
