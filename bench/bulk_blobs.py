@@ -79,14 +79,13 @@ async def read(folder: str, told: str, *tickets: str) -> None:
         sources = [Source(decode(bytes.fromhex(ticket), Ticket)) for ticket in tickets]
         for source in sources:
             source.renew = lambda: renewed(folder)
-        on_progress = tell_kept if told == "each" else None
-        report = await bulk.gather(sources, on_progress=on_progress)
+
+        def tell(here: int, _size: int) -> None:
+            if bulk.counters.bytes_received:  # not what an earlier attempt had left
+                print("kept", time.time(), here, flush=True)
+
+        report = await bulk.gather(sources, on_progress=tell if told == "each" else None)
         print("done", report.mb_s, peak_mb(), flush=True)
-
-
-def tell_kept(here: int, _size: int) -> None:
-    """One more chunk is in its place."""
-    print("kept", time.time(), here, flush=True)
 
 
 async def renewed(folder: str) -> Ticket:

@@ -10,9 +10,10 @@ from ioc_node.bulk.folders import Folder
 from ioc_node.errors import UsageError
 from ioc_wire.datasets import FileEntry, is_below
 
-GROUP_FILES: Final = 1024
-GROUP_BYTES: Final = 1 << 30
-"""So much of a dataset is brought here before it is written out: what was written may go again."""
+GROUP_FILES: Final = 512
+GROUP_BYTES: Final = 512 << 20
+"""So much of a dataset is brought here before it is written out, while the next as much arrives: what was written may
+go again."""
 
 NAMES_MAX: Final = 200
 """Paths of each kind that are told of a comparison."""

@@ -15,12 +15,13 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ioc_node import api
-from ioc_node.bulk.folders import open_folder
+from ioc_node.bulk.folders import Folder, open_folder
 from ioc_node.bulk.listing import add_pages, list_folder
 from ioc_node.bulk.transfers import BulkEndpoint
 from ioc_node.dataset_folders import compare_all, groups_of, outstanding, write_all
 from ioc_node.errors import NodeError, RequestRefused, UsageError
 from ioc_node.fetching_many import ManyBlobs, Wanted
+from ioc_node.runtime.driver import open_background
 from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.links import Link, LinkEndpoint
 from ioc_node.runtime.store import Store
@@ -392,15 +393,14 @@ class Datasets:
         reason = _reason(dataset_point(known.owner, known.version.name), known.version.version)
         with open_folder(folder, make=True) as opened:
             todo = await trio.to_thread.run_sync(outstanding, opened, entries, replace)
-            for group in groups_of(entries if share else todo):
-                moved += await self._bring([(entry.blob, entry.size) for entry in group], known.holders)
-                if share:
+            if share:
+                for group in groups_of(entries):
+                    moved += await self._bring([(entry.blob, entry.size) for entry in group], known.holders)
                     with self._store.transaction():
                         self._keeper.hold((entry.blob for entry in group), reason)
-                else:
-                    await trio.to_thread.run_sync(write_all, opened, group, self._bulk.store)
-            if share:
                 await trio.to_thread.run_sync(write_all, opened, todo, self._bulk.store)
+            else:
+                moved += await self._bring_and_write(todo, known.holders, opened)
         if share:
             self._keeper.hold((page.blob for page in known.version.pages), reason)
             await self._keep(known.signed, reason)
@@ -414,6 +414,27 @@ class Datasets:
             bytes_moved=moved,
             seconds=trio.current_time() - started,
         )
+
+    async def _bring_and_write(
+        self, entries: Sequence[FileEntry], holders: Sequence[Holder], folder: Folder
+    ) -> int:
+        """Bring files group by group, each written out while the next arrives; bytes that moved."""
+        moved = 0
+        arrived, written = trio.open_memory_channel[list[FileEntry]](0), trio.Event()
+
+        async def write() -> None:
+            async for group in arrived[1]:
+                await trio.to_thread.run_sync(write_all, folder, group, self._bulk.store)
+            written.set()
+
+        async with open_background() as background:
+            background.start_soon(write)
+            async with arrived[0]:
+                for group in groups_of(entries):
+                    moved += await self._bring([(entry.blob, entry.size) for entry in group], holders)
+                    await arrived[0].send(group)
+            await written.wait()
+        return moved
 
     def is_version(self, blob: bytes) -> bool:
         """Whether a blob is a version of a dataset that is held here."""

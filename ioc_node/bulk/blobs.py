@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -22,6 +23,7 @@ from ioc_node.bulk.disk import (
     BLOB_MODE,
     FILE_MODE,
     FOLDER_MODE,
+    opened_folder,
     read_at,
     told_when_full,
     write_at,
@@ -40,6 +42,8 @@ from ioc_wire.bulk import (
     chunk_hash,
     format_blob_id,
 )
+
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 class BlobStore(BlobShelf):
@@ -162,31 +166,41 @@ class BlobStore(BlobShelf):
         await trio.to_thread.run_sync(self._keep_small_sync, found)
 
     def _keep_small_sync(self, found: Mapping[bytes, bytes | memoryview]) -> None:
-        temporary = self._incoming / secrets.token_hex(16)
-        for blob, data in found.items():
-            target = self._complete / format_blob_id(blob)
-            self.quota.reserve(temporary.name, len(data), target.name)
-            try:
-                with told_when_full(target.name, self.folder):
-                    descriptor = os.open(
-                        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, BLOB_MODE
-                    )
-                    try:
-                        write_at(descriptor, data, 0)
-                    finally:
-                        os.close(descriptor)
-                    temporary.replace(target)
-            finally:
-                with suppress(OSError):
-                    temporary.unlink(missing_ok=True)
-                self.quota.release(temporary.name)
-            self.quota.add(BlobId(blob), len(data), time.time())
+        with (
+            told_when_full("small blobs", self.folder),
+            opened_folder(self._incoming) as incoming,
+            opened_folder(self._complete) as complete,
+        ):
+            for blob, data in found.items():
+                self._keep_one_small_sync(blob, data, incoming, complete)
+
+    def _keep_one_small_sync(
+        self, blob: bytes, data: bytes | memoryview, incoming: int, complete: int
+    ) -> None:
+        name, target = secrets.token_hex(16), format_blob_id(blob)
+        self.quota.reserve(name, len(data), target)
+        try:
+            with told_when_full(target, self.folder):
+                descriptor = os.open(name, _NEW, BLOB_MODE, dir_fd=incoming)
+                try:
+                    write_at(descriptor, data, 0)
+                finally:
+                    os.close(descriptor)
+                os.rename(name, target, src_dir_fd=incoming, dst_dir_fd=complete)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name, dir_fd=incoming)
+            raise
+        finally:
+            self.quota.release(name)
+        self.quota.add(BlobId(blob), len(data), time.time())
 
     # -- receiving
 
-    async def begin(self, info: BlobInfo) -> PartialBlob:
-        """Take up, or start, a blob on its way here. Raises `BlobCorrupt` for a wrong hash list,
-        `StorageFull`."""
+    async def begin(self, info: BlobInfo, *, recheck: bool = True) -> PartialBlob:
+        """Take up, or start, a blob on its way here. Raises `BlobCorrupt` for a wrong hash list, `StorageFull`.
+
+        Without `recheck` what an earlier attempt left stays doubtful, to be verified by the caller."""
         check_blob_info(info)
         name = format_blob_id(info.blob)
         if self.quota.reserved(name) is None:
@@ -198,10 +212,12 @@ class BlobStore(BlobShelf):
         except StorageUnusable:
             await self.discard_partial(info.id)
             raise
+        if recheck:
+            await trio.to_thread.run_sync(partial.recheck_sync)
         return partial
 
-    async def resume(self, blob: bytes) -> PartialBlob | None:
-        """What an earlier attempt left, its chunks verified again; None without one."""
+    async def resume(self, blob: bytes, *, recheck: bool = True) -> PartialBlob | None:
+        """What an earlier attempt left, its chunks verified again with `recheck`; None without one."""
         stem = self._partial / format_blob_id(blob)
         if self.quota.reserved(stem.name) is None:
             return None
@@ -209,7 +225,7 @@ class BlobStore(BlobShelf):
         if info is None or info.blob != blob:
             await self.discard_partial(blob)
             return None
-        return await self.begin(info)
+        return await self.begin(info, recheck=recheck)
 
     async def list_abandoned(self, before: float) -> list[tuple[BlobId, int]]:
         """Blobs of which something arrived, but nothing since `before` (seconds since 1970), and that nobody is

@@ -37,6 +37,16 @@ def told_when_full(what: str, folder: Path) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def opened_folder(path: Path) -> Iterator[int]:
+    """A descriptor of a folder, for many files in it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def write_file(path: Path, data: bytes, mode: int = FILE_MODE) -> None:
     """Write a whole small file so that a reader finds all of it or none: a sibling first, then a rename."""
     sibling = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")  # two threads may write the same file

@@ -48,6 +48,8 @@ LOOK_AGAIN_SECONDS: Final = 0.25
 Renew = Callable[[], Awaitable[Ticket]]
 """Asks the holder for a new ticket, over a link."""
 Chunk = tuple[int, memoryview]
+Rechecked = Callable[[Sequence[int], Sequence[int]], None]
+"""Told which chunks of an earlier attempt were verified again, and which of them are no good."""
 
 _log = structlog.get_logger()
 
@@ -80,6 +82,10 @@ class Target(Protocol):
 
     async def begin(self, info: BlobInfo) -> Schedule:
         """Take the hash list of the blob, verified here; what is wanted of it."""
+        ...
+
+    async def recheck(self, told: Rechecked) -> None:
+        """Verify what is doubtful; called once, after `begin`, while chunks arrive."""
         ...
 
     async def keep(self, chunks: Sequence[Chunk]) -> list[int]:
@@ -121,6 +127,7 @@ class Gathering:
         self._changed = trio.lowlevel.ParkingLot()
         self._settled = trio.Event()
         self._fault: WireError | NodeError | None = None
+        self._last_fault: WireError | NodeError | None = None
         self._scopes: dict[Pace, trio.CancelScope] = {}
         self._put, self._waiting = trio.open_memory_channel[tuple[Source, Chunk]](BATCH_CHUNKS_MAX)
 
@@ -133,6 +140,7 @@ class Gathering:
             info = await self._target.resume()
             if info is not None:
                 await self._begin(info)
+            nursery.start_soon(self._recheck)
             nursery.start_soon(self._put_away)
             for source in self.sources:
                 nursery.start_soon(self._follow, source)
@@ -176,10 +184,15 @@ class Gathering:
         except (WireError, NodeError) as error:
             self._give_up(source, error)
         finally:
-            self._active -= 1
-            self._changed.unpark_all()
-            if not self._active and not self._parked:
-                self._settle(source.fault or PeerUnreachable("every source was given up"))
+            self._leave(source.fault)
+
+    def _leave(self, fault: WireError | NodeError | None) -> None:
+        """One less that may bring something; the last one's fault is told."""
+        self._active -= 1
+        self._changed.unpark_all()
+        self._last_fault = fault or self._last_fault
+        if not self._active and not self._parked:
+            self._settle(self._last_fault or PeerUnreachable("every source was given up"))
 
     def _give_up(self, source: Source, error: WireError | NodeError) -> None:
         if source.fault is None:
@@ -262,6 +275,7 @@ class Gathering:
     async def _begin(self, info: BlobInfo) -> None:
         schedule = await self._target.begin(info)
         self._info, self._schedule = info, schedule
+        self._active += 1  # what is verified again may be all that is wanted
         self._begun.set()
         if schedule.finished:
             self._settled.set()
@@ -302,6 +316,29 @@ class Gathering:
             self._active += 1
 
     # -- what has arrived
+
+    async def _recheck(self) -> None:
+        """See to what an earlier attempt left; while that lasts, not all is lost without a source."""
+        await self._begun.wait()
+        try:
+            await self._target.recheck(self._take_rechecked)
+        except StorageUnusable as error:
+            self._settle(error)
+        finally:
+            self._leave(None)
+
+    def _take_rechecked(self, indexes: Sequence[int], spoiled: Sequence[int]) -> None:
+        schedule = self._schedule
+        assert schedule is not None
+        for index in indexes:
+            if index in spoiled:
+                schedule.spoiled(index)
+            else:
+                schedule.kept(index)
+        if spoiled:
+            self._changed.unpark_all()
+        if schedule.finished:
+            self._settled.set()
 
     async def _put_away(self) -> None:
         async for first in self._waiting:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 import structlog
+import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ioc_node.bulk.blobs import BlobStore
@@ -67,7 +68,7 @@ class Landing:
     key: Ed25519PrivateKey
     store: BlobStore
     partial: PartialBlob | None = None
-    bytes_resumed: int = 0
+    _resumed: int = 0
 
     def prove(self, nonce: bytes) -> Claim:
         """The claim to answer a holder's `nonce` with."""
@@ -75,19 +76,29 @@ class Landing:
 
     async def begin(self, info: BlobInfo) -> PartialBlob:
         """The arrived chunks of this blob, after its hash list has been verified. May be called again."""
+        partial = await self.begin_doubtful(info)
+        await trio.to_thread.run_sync(partial.recheck_sync)
+        return partial
+
+    async def resume(self) -> PartialBlob | None:
+        """What an earlier attempt left, verified again."""
+        partial = await self.resume_doubtful()
+        if partial is not None:
+            await trio.to_thread.run_sync(partial.recheck_sync)
+        return partial
+
+    async def begin_doubtful(self, info: BlobInfo) -> PartialBlob:
+        """As `begin`, but what an earlier attempt left is still to be verified."""
         if info.blob != self.ticket.blob:
             raise BlobCorrupt("the holder described another blob than the ticket's")
         if self.partial is None:
-            self._keep(await self.store.begin(info))
-        assert self.partial is not None
+            self.partial = await self.store.begin(info, recheck=False)
         return self.partial
 
-    async def resume(self) -> PartialBlob | None:
-        """What an earlier attempt left."""
+    async def resume_doubtful(self) -> PartialBlob | None:
+        """What an earlier attempt left, still to be verified."""
         if self.partial is None:
-            partial = await self.store.resume(self.ticket.blob)
-            if partial is not None:
-                self._keep(partial)
+            self.partial = await self.store.resume(self.ticket.blob, recheck=False)
         return self.partial
 
     @property
@@ -95,13 +106,20 @@ class Landing:
         """Bytes of the verified chunks that are here."""
         return self.partial.bytes_present if self.partial is not None else 0
 
-    def _keep(self, partial: PartialBlob) -> None:
-        self.partial = partial
-        self.bytes_resumed = partial.bytes_present
+    @property
+    def bytes_resumed(self) -> int:
+        """Those of them that an earlier attempt had left."""
+        return self.partial.bytes_resumed if self.partial is not None else self._resumed
+
+    @property
+    def bytes_brought(self) -> int:
+        """Those of them that came now."""
+        return self.bytes_present - self.bytes_resumed
 
     def close(self) -> None:
         """Leave what has arrived for the next attempt."""
         if self.partial is not None:
+            self._resumed = self.partial.bytes_resumed
             self.partial.close()
             self.partial = None
 

@@ -182,7 +182,7 @@ class Offloads:
     async def _pull(
         self, offload: Offload, descriptor: OffloadDescriptor, landing: Landing, on_progress: Progress | None
     ) -> tuple[bool, str]:
-        holder, before, began = landing.ticket.holder, landing.bytes_present, trio.current_time()
+        holder, before, began = landing.ticket.holder, landing.bytes_brought, trio.current_time()
         try:
             how = await _pull_watched(offload, descriptor, landing, on_progress)
             if landing.partial is None or not landing.partial.complete:
@@ -197,7 +197,7 @@ class Offloads:
             _log.warning("offload_failed", offload=offload.name, kind=kind, error=why, again_seconds=again)
             return False, why
         now = trio.current_time()
-        moved = landing.bytes_present - before
+        moved = landing.bytes_brought - before
         if on_progress is not None and moved:
             on_progress(landing.bytes_present, landing.bytes_present)
         self._standings.succeeded(holder, offload.name, moved, now - began, now=now)

@@ -1,9 +1,9 @@
 """A blob on its way to this disk: which chunks are here survives a crash, whatever killed us.
 
 Three files: `.info` (the verified hash list), `.data` (the blob's full length, claimed at once), `.marks`
-(one byte per chunk, set after the chunk's bytes were written). Marks are only a hint: on reopening, every
-marked chunk is hashed again, so neither a torn write nor a changed byte is ever taken for a verified
-chunk.
+(one byte per chunk, set after the chunk's bytes were written). Marks are only a hint: what they say is doubtful
+after reopening, and hashed again (by `recheck_sync` all of it, by `recheck_some_sync` step by step while what is
+missing arrives), so neither a torn write nor a changed byte is ever taken for a verified chunk.
 """
 
 import os
@@ -20,6 +20,7 @@ import trio
 from ioc_node.bulk.disk import (
     FILE_MODE,
     copy_range,
+    read_all_at,
     read_at,
     reserve_space,
     told_when_full,
@@ -43,6 +44,8 @@ from ioc_wire.errors import BlobCorrupt, WireError
 
 INFO_BYTES_MAX: Final = limits.BLOB_CHUNKS_MAX * 34 + 128
 RECHECK_THREADS: Final = min(4, os.cpu_count() or 1)
+RECHECK_CHUNKS: Final = 16
+"""Chunks that are verified again in one go: some milliseconds."""
 SUFFIXES: Final = (".info", ".data", ".marks", ".link")
 
 
@@ -59,11 +62,14 @@ class PartialBlob:
         self._lock = threading.Lock()
         self._present = bytearray(len(info.chunks))
         self._bytes_present = 0
+        self._doubtful = bytearray(len(info.chunks))
+        self.bytes_resumed = 0
+        """Bytes of the chunks that an earlier attempt had left, as far as they were found good."""
 
     # -- opening
 
     def open_sync(self) -> None:
-        """Make the files, or take up those of an earlier attempt. Raises `StorageFull`."""
+        """Make the files, or take up those of an earlier attempt, as yet unverified. Raises `StorageFull`."""
         with told_when_full(self._what, self._stem.parent):
             _file(self._stem, ".link").unlink(missing_ok=True)
             if not _file(self._stem, ".info").exists():
@@ -75,25 +81,47 @@ class PartialBlob:
                 reserve_space(self._data, self.info.size)
                 os.ftruncate(self._data, self.info.size)
                 os.ftruncate(self._marks, len(self.info.chunks))
+                marks = read_at(self._marks, len(self.info.chunks), 0)
             except OSError:
                 self.close()
                 raise
-        self._recheck()
+        self._doubtful[: len(marks)] = bytes(map(bool, marks))
 
-    def _recheck(self) -> None:
-        marks = read_at(self._marks, len(self.info.chunks), 0)
-        marked = [index for index, mark in enumerate(marks) if mark]
+    def recheck_sync(self) -> None:
+        """Verify all that is doubtful."""
+        if not self.is_doubtful:
+            return
+        runs = [
+            run[at : at + RECHECK_CHUNKS]
+            for run in _runs(self._doubtful, 1)
+            for at in range(0, len(run), RECHECK_CHUNKS)
+        ]
         with ThreadPoolExecutor(
             RECHECK_THREADS
-        ) as threads:  # both reading and hashing leave the interpreter's lock
-            for index, good in zip(marked, threads.map(self._is_good, marked), strict=True):
-                if good:
-                    self._keep(index)
-                else:
-                    write_at(self._marks, b"\0", index)
+        ) as threads:  # reading and hashing leave the interpreter's lock
+            for _ in threads.map(self.recheck_some_sync, runs):
+                pass
 
-    def _is_good(self, index: int) -> bool:
-        return chunk_hash(self._read(index)) == self.info.chunks[index]
+    def recheck_some_sync(self, indexes: Sequence[int]) -> list[int]:
+        """Verify some of the doubtful chunks; the indexes of those that are no good."""
+        spoiled = []
+        with memoryview(bytearray(min(limits.CHUNK_BYTES, self.info.size))) as buffer:
+            for index in indexes:
+                data = buffer[: chunk_length(self.info.size, index)]
+                try:
+                    whole = read_all_at(self._data, [data], index * limits.CHUNK_BYTES)
+                except OSError:  # a part of the disk that cannot be read
+                    whole = False
+                if whole and chunk_hash(data) == self.info.chunks[index]:
+                    self._keep(index)
+                    with self._lock:
+                        self.bytes_resumed += len(data)
+                else:
+                    spoiled.append(index)
+                    with told_when_full(self._what, self._stem.parent):
+                        write_at(self._marks, b"\0", index)
+                self._doubtful[index] = 0
+        return spoiled
 
     def _keep(self, index: int) -> None:
         with self._lock:  # chunks may be kept from several threads
@@ -116,17 +144,26 @@ class PartialBlob:
         """Bytes of the verified chunks."""
         return self._bytes_present
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether chunks that an earlier attempt left are still to be verified."""
+        return 1 in self._doubtful
+
+    def doubtful_runs(self) -> Iterator[range]:
+        """All runs of chunks that an earlier attempt left and that were not verified again yet."""
+        return _runs(self._doubtful, 1)
+
+    def absent_runs(self) -> Iterator[range]:
+        """All runs of chunks that are neither here nor doubtful."""
+        return _runs(bytes(map(int.__or__, self._present, self._doubtful)), 0)
+
     def missing_ranges(self) -> tuple[ChunkRange, ...]:
         """Runs of chunks that are not here yet, the first `RANGES_MAX` of them."""
         return tuple(ChunkRange(run.start, len(run)) for run in islice(self.missing_runs(), RANGES_MAX))
 
     def missing_runs(self) -> Iterator[range]:
-        """All runs of chunks that are not here yet."""
-        start = self._present.find(0)
-        while start >= 0:
-            stop = self._present.find(1, start)
-            yield range(start, stop if stop >= 0 else len(self._present))
-            start = self._present.find(0, stop) if stop >= 0 else -1
+        """All runs of chunks that are not here, or not verified yet."""
+        return _runs(self._present, 0)
 
     def is_present(self, index: int) -> bool:
         """Whether chunk `index` is here, verified."""
@@ -204,7 +241,7 @@ class PartialBlob:
         with self._lock:
             self._linked = False
             self._present = bytearray(len(self.info.chunks))
-            self._bytes_present = 0
+            self._bytes_present = self.bytes_resumed = 0
 
     async def finish(self) -> BlobInfo:
         """Make it a blob of the store; every chunk must be here."""
@@ -227,6 +264,15 @@ class PartialBlob:
             if descriptor >= 0:
                 os.close(descriptor)
         self._data = self._marks = -1
+
+
+def _runs(states: bytes | bytearray, state: int) -> Iterator[range]:
+    """Where `states` (zeros and ones) is `state`."""
+    start = states.find(state)
+    while start >= 0:
+        stop = states.find(1 - state, start)
+        yield range(start, stop if stop >= 0 else len(states))
+        start = states.find(state, stop) if stop >= 0 else -1
 
 
 def _file(stem: Path, suffix: str) -> Path:

@@ -51,13 +51,22 @@ class Pace:
 
 
 class Schedule:
-    """The chunks `wanted` of a blob of `count` chunks."""
+    """The chunks `wanted` of a blob of `count` chunks. Those in `doubtful` are here and being verified again: each ends
+    as `kept` or `spoiled`, like one that was received."""
 
-    def __init__(self, count: int, wanted: Iterable[range], *, stop: int | None = None) -> None:
+    def __init__(
+        self,
+        count: int,
+        wanted: Iterable[range],
+        *,
+        doubtful: Iterable[range] = (),
+        stop: int | None = None,
+    ) -> None:
         self._state = bytearray([_KEPT]) * count
-        for each in wanted:
-            self._state[each.start : each.stop] = bytes(len(each))
-        self._left = self._state.count(_WANTED)
+        for state, runs in ((_WANTED, wanted), (_RECEIVED, doubtful)):
+            for each in runs:
+                self._state[each.start : each.stop] = bytes((state,)) * len(each)
+        self._left = count - self._state.count(_KEPT)
         self._first = 0
         self._stop = count if stop is None else stop
         self._paces: set[Pace] = set()

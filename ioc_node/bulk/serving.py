@@ -30,9 +30,8 @@ from ioc_wire.bulk import (
     decode_frame,
     encode_chunk_header,
     encode_frame,
-    format_blob_id,
 )
-from ioc_wire.errors import Malformed, NotFound, TicketRefused, Unserved, WireError
+from ioc_wire.errors import Malformed, TicketRefused, Unserved, WireError
 
 CLAIM_SECONDS: Final = 10.0
 """A reader that has not claimed a ticket by then is a silent peer."""
@@ -138,8 +137,6 @@ class Serving:
         for index, data in batch.chunks:
             if not self._tickets.is_good(ticket):
                 raise TicketRefused("it was revoked or has expired")
-            if not self._store.has(ticket.blob):
-                raise NotFound(f"{format_blob_id(ticket.blob)} was removed here")
             if orders.fault is not None:
                 return
             await channel.send_all(encode_chunk_header(index, len(data)))

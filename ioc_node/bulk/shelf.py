@@ -198,7 +198,11 @@ class BlobShelf:
         if size > SMALL_BYTES_MAX:
             raise TooLarge(f"{format_blob_id(blob)} has {size} bytes: it is no small blob")
         try:
-            data = (self._complete / format_blob_id(blob)).read_bytes()
+            descriptor = os.open(f"{self._complete}/{format_blob_id(blob)}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                data = read_at(descriptor, size + 1, 0)
+            finally:
+                os.close(descriptor)
         except OSError:
             self._forget(BlobId(blob))
             raise NotFound(format_blob_id(blob)) from None

@@ -30,7 +30,7 @@ class Supply:
         self._room = trio.Semaphore(BATCHES, max_value=BATCHES)
 
     async def run(self) -> None:
-        """Read ahead until cancelled; a chunk that cannot be read ends the conversation."""
+        """Read ahead until cancelled. A chunk that cannot be read, or a blob that is gone, ends the conversation."""
         while True:
             await self._room.acquire()
             await self._orders.wait_for_chunks()

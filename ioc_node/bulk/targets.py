@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import trio
 
-from ioc_node.bulk.gathering import Chunk
+from ioc_node.bulk.gathering import Chunk, Rechecked
 from ioc_node.bulk.offload import Landing
+from ioc_node.bulk.partial import RECHECK_CHUNKS
 from ioc_node.bulk.schedule import Schedule
 from ioc_node.errors import UsageError
 from ioc_wire import limits
@@ -25,7 +26,7 @@ class DiskTarget:
 
     async def resume(self) -> BlobInfo | None:
         """What an earlier attempt left says what the blob is."""
-        partial = await self._landing.resume()
+        partial = await self._landing.resume_doubtful()
         return partial.info if partial is not None else None
 
     def check_size(self, size: int) -> None:
@@ -36,8 +37,19 @@ class DiskTarget:
 
     async def begin(self, info: BlobInfo) -> Schedule:
         """Reserve the room; raises `BlobCorrupt` for a wrong hash list, `StorageFull`."""
-        partial = await self._landing.begin(info)
-        return Schedule(len(info.chunks), partial.missing_runs())
+        partial = await self._landing.begin_doubtful(info)
+        return Schedule(len(info.chunks), partial.absent_runs(), doubtful=partial.doubtful_runs())
+
+    async def recheck(self, told: Rechecked) -> None:
+        """Verify again what an earlier attempt left, while what it lacks arrives."""
+        partial = self._landing.partial
+        assert partial is not None
+        for run in list(partial.doubtful_runs()):
+            for at in range(0, len(run), RECHECK_CHUNKS):
+                indexes = run[at : at + RECHECK_CHUNKS]
+                told(indexes, await trio.to_thread.run_sync(partial.recheck_some_sync, indexes))
+                if self._on_progress is not None:
+                    self._on_progress(partial.bytes_present, partial.info.size)
 
     async def keep(self, chunks: Sequence[Chunk]) -> list[int]:
         """Verify and write; the indexes of those that were no good."""
@@ -95,6 +107,9 @@ class StreamTarget:
         assert self.info is not None
         start, stop = check_range(self._start, self._stop, self.info.size)
         return range(start // limits.CHUNK_BYTES, chunk_count(stop)) if start < stop else range(0)
+
+    async def recheck(self, _told: Rechecked) -> None:
+        """Nothing was here before."""
 
     async def keep(self, chunks: Sequence[Chunk]) -> list[int]:
         """Verify; what is good waits for its turn."""

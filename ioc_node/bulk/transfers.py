@@ -198,20 +198,20 @@ class BulkEndpoint:
     async def _bring(
         self, landing: Landing, sources: Sequence[Source], on_progress: OnProgress | None, traffic: Traffic
     ) -> tuple[str, str]:
-        await landing.resume()
+        await landing.resume_doubtful()
         reasons = []
         for source in sources:
             landing.ticket = source.ticket
-            before = landing.bytes_present
+            before = landing.bytes_brought
             brought = await self.offloads.bring(landing, on_progress)
-            source.bytes_kept += landing.bytes_present - before
+            source.bytes_kept += landing.bytes_brought - before
             if brought.transport is not None:
                 return brought.transport, brought.reason
             reasons.append(brought.reason)
-        before, began = landing.bytes_present, trio.current_time()
+        before, began = landing.bytes_brought, trio.current_time()
         await self._gathering(sources, DiskTarget(landing, on_progress), traffic).run()
         if len(sources) == 1:
-            moved = landing.bytes_present - before
+            moved = landing.bytes_brought - before
             self.offloads.measured_quic(sources[0].ticket.holder, moved, trio.current_time() - began)
         return f"quic/{self.engine}", "; ".join(dict.fromkeys(reasons))
 

@@ -30,6 +30,7 @@ the holder's key in the certificate of this very TLS connection, so nobody in be
 fails because each nonce is asked once.
 """
 
+import functools
 import struct
 from collections.abc import Sequence
 from typing import Annotated, Final, NewType
@@ -99,6 +100,7 @@ def blob_id_of(size: int, chunks: Sequence[bytes]) -> BlobId:
     return BlobId(root.digest())
 
 
+@functools.lru_cache(maxsize=4096)
 def format_blob_id(blob: bytes) -> str:
     """`b` and 52 characters of base32."""
     return "b" + base32(blob)
