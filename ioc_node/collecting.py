@@ -106,6 +106,7 @@ class Collecting:
         ]
         self._folder = config.home
         self._nursery: trio.Nursery | None = None
+        self._adding = trio.Lock()
         self._registrar = registrar
         self._prefix = prefix
         self._endpoint = endpoint
@@ -125,6 +126,10 @@ class Collecting:
 
     async def add(self, message: AddCollector) -> CollectorAdded:
         """One more, from now on. Raises `BadCollector`, or what its first look raises."""
+        async with self._adding:  # of two that are the same, the second is refused
+            return await self._add(message)
+
+    async def _add(self, message: AddCollector) -> CollectorAdded:
         if self._nursery is None:
             raise UsageError("this node is starting: ask again in a moment")
         try:

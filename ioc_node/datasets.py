@@ -104,6 +104,8 @@ class Datasets:
         self._keeper = keeper
         self._key = key
         self._own = node_id_of(public_bytes(key))
+        self._adding = trio.Lock()
+        """Who adds next begins from the version that was added last."""
         self.links: LinkEndpoint
         """Set once links are open."""
         self.is_revoked: Callable[[bytes], bool] = lambda _key: False
@@ -146,6 +148,16 @@ class Datasets:
             check_name(name)
         except Malformed as error:
             raise UsageError(error.detail) from None
+        async with self._adding:
+            known, is_new = await self._add_version(name, folder)
+        told = 0
+        if is_new and announce:
+            told = await self._shared.announce(dataset_point(self._own, name))
+            await self._shared.announce(known.blob)
+        return api.DatasetAdded(_row(known, self._own), is_new, told, trio.current_time() - started)
+
+    async def _add_version(self, name: str, folder: Path) -> tuple[Known, bool]:
+        """The newest version, and whether it is a new one."""
         before = self._newest_here(self._own, name)
         (count,) = self._store.fetch("SELECT count(*) FROM datasets")[0]
         if count >= DATASETS_MAX:
@@ -162,7 +174,7 @@ class Datasets:
             entries = await list_folder(self._bulk.store, folder, kept)
             pages = await add_pages(self._bulk.store, entries, kept)
             if before is not None and before.version.pages == pages:
-                return api.DatasetAdded(_row(before, self._own), False, 0, trio.current_time() - started)
+                return before, False
             version = DatasetVersion(
                 name=name,
                 version=number,
@@ -177,11 +189,7 @@ class Datasets:
         finally:
             if not done:
                 self._keeper.hold_until(reason, 0)
-        told = 0
-        if announce:
-            told = await self._shared.announce(dataset_point(self._own, name))
-            await self._shared.announce(known.blob)
-        return api.DatasetAdded(_row(known, self._own), True, told, trio.current_time() - started)
+        return known, True
 
     async def _keep(self, signed: Signed, reason: bytes) -> Known:
         version = verify_version(signed)

@@ -170,6 +170,8 @@ class Express:
             raise NotFound("a shipment of that name")
         if row.state == "cancelled":
             raise NotFound("the shipment: it was cancelled")
+        if row.state == "failed" and message.usage is not None:
+            raise NotFound("the shipment: it was reported as failed, and is not paid for")
         if row.receipt is not None:
             kept = self._ledger.receipt(row.receipt)
             return ShipmentSettled(None if kept is None else kept.signed)

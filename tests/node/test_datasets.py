@@ -226,3 +226,19 @@ async def test_names_that_are_no_text_are_told_and_not_tripped_over(
     assert encode(compared)
     with pytest.raises(UsageError, match="not Unicode text"):
         await town.alice.datasets.add("terrain", folder, announce=False)
+
+
+async def test_two_that_are_added_at_once_are_two_versions(town: Town, folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "README").write_text("another terrain")
+    numbers = []
+
+    async def add(what: Path) -> None:
+        numbers.append((await town.alice.datasets.add("terrain", what, announce=False)).row.version)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(add, folder)
+        nursery.start_soon(add, other)
+    assert sorted(numbers) == [1, 2]
+    assert [row.version for row in town.alice.datasets.rows()] == [2, 1]

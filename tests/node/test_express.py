@@ -19,7 +19,18 @@ from ioc_node.core.bandwidth import Ceilings
 from ioc_node.errors import RequestRefused, UsageError
 from ioc_node.express_taking import OPEN_PER_SENDER_MAX
 from ioc_wire.bulk import format_blob_id
-from ioc_wire.express import shipment_cost
+from ioc_wire.errors import NotFound
+from ioc_wire.express import (
+    DELIVERED,
+    EXPRESS_CID,
+    ReportShipment,
+    ShipmentSettled,
+    ShipmentTerms,
+    shipment_cost,
+    shipment_name,
+)
+from ioc_wire.metering import UsageRecord
+from ioc_wire.signed import public_bytes, sign, verify
 from tests.node.conftest import MakeHome
 
 MIB = 1 << 20
@@ -174,6 +185,37 @@ async def test_a_shipment_goes_on_after_a_restart_of_either_end(
             assert kept.usage.bytes_in == row.size  # what came before the restart counts, and once
 
 
+async def bill(pair: Pair, shipment: bytes) -> None:
+    """The receiver says that all of it was delivered."""
+    express, taker = pair.sender.express, pair.receiver.express
+    row = express._journal.row(shipment)
+    assert row is not None
+    assert row.terms is not None
+    price = verify(row.terms, ShipmentTerms).price_micro_per_gb
+    usage = UsageRecord(
+        task=shipment,
+        attempt=1,
+        lease=shipment_name(row.terms),
+        provider=public_bytes(taker._key),
+        consumer=public_bytes(express._key),
+        cid=EXPRESS_CID,
+        started_ms=row.made_ms,
+        ended_ms=row.made_ms,
+        wall_ms=0,
+        core_ms=0,
+        mib_ms=0,
+        bytes_in=row.order.size,
+        bytes_out=0,
+        price_micro=price,
+        cost_micro=shipment_cost(row.order.size, price),
+        state=DELIVERED,
+    )
+    link = pair.receiver.links.link(usage.consumer)
+    assert link is not None
+    report = ReportShipment(shipment, row.order.size, usage=sign(taker._key, usage))
+    await link.request(report, ShipmentSettled)
+
+
 async def test_a_shipment_that_is_cancelled_stops_and_costs_nothing(
     make_home: MakeHome, tmp_path: Path
 ) -> None:
@@ -187,6 +229,8 @@ async def test_a_shipment_that_is_cancelled_stops_and_costs_nothing(
         await pair.receiver.express.cancel(other.shipment)
         assert pair.states(other.shipment) == ("failed", "cancelled")
         assert "by its receiver" in pair.sender.express.show(other.shipment).text
+        with pytest.raises(NotFound, match="not paid for"):
+            await bill(pair, other.shipment)
         assert pair.sender.ledger.totals().receipts == pair.receiver.ledger.totals().receipts == 0
 
 

@@ -32,7 +32,20 @@ async def test_hosts_of_an_inventory_are_found_by_others(make_home: MakeHome, tm
     file.write_text(HOSTS)
     asked = api.AddCollector("inventory", 0.1, json.dumps({"file": str(file)}).encode())
     async with open_three(make_home) as nodes:
-        added = await nodes.provider.add_collector(asked)
+        results: list[api.CollectorAdded | str] = []
+
+        async def add() -> None:
+            try:
+                results.append(await nodes.provider.add_collector(asked))
+            except UsageError as error:
+                results.append(str(error))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(add)
+            nursery.start_soon(add)
+        added, refused = results
+        assert refused == "this collector is at work already"
+        assert isinstance(added, api.CollectorAdded)
         assert (added.added, added.changed, added.removed) == (2, 0, 0)
         assert [reason.partition(":")[0] for reason in added.refused] == ["line 4", "line 5"]
         with trio.fail_after(10):
