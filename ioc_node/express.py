@@ -4,6 +4,7 @@ A sender journals an order before it offers it, and then waits: the receiver fet
 not answered when the node ended is offered again, under the same name.
 """
 
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -106,7 +107,7 @@ class Express:
         subject, dataset, size = await self._subject(message.subject)
         refusals = []
         for contact in await self.destinations(message.to):
-            now = int(time.time())
+            now = math.ceil(time.time())  # so the deadline is not a moment sooner than was asked
             order = ShipmentOrder(
                 nonce=secrets.token_bytes(32),
                 receiver=contact.key,

@@ -1,6 +1,7 @@
 """Data express between real nodes: promised, moved, billed in bytes, receipted; either end may restart."""
 
 import io
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -275,8 +276,10 @@ async def test_the_same_calls_go_over_the_control_socket(make_home: MakeHome, tm
 async def test_what_comes_too_late_costs_nothing(make_home: MakeHome, tmp_path: Path) -> None:
     async with open_pair(make_home) as pair:
         blob = await add(pair.sender, tmp_path, 2 * MIB)
-        pair.sender.bulk.throttles.sending.set(Ceilings(total=0.8e6), {})
+        pair.sender.bulk.throttles.sending.set(Ceilings(total=0.7e6), {})
+        asked_at = time.time()
         row = await pair.ship(blob, within=1)  # the receiver expects 50 MB/s
+        assert row.deadline >= asked_at + 1
         await pair.wait(lambda: pair.states(row.shipment) == ("late", "late"))
         (kept,) = pair.sender.ledger.verify_all()
         assert kept.usage is not None
