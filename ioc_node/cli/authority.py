@@ -177,7 +177,7 @@ def chain_facts(chain: Collection[Signed]) -> list[dict[str, Any]]:
 
 
 def _render(console: Console, chain: Collection[Signed]) -> None:
-    made = table("link", "issuer key", "subject", "prefix", "roles", "ends", fold=("roles",))
+    made = table("link", "issuer key", "subject", "prefix", "roles", "ends", fold=("prefix", "roles"))
     for number, link in enumerate(chain_facts(chain), 1):
         left = link["not_after"] - time.time()
         ends = f"in {span_text(left)}" if left > 0 else f"{span_text(-left)} ago"

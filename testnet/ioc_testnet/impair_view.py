@@ -43,7 +43,9 @@ def parse_address(text: str) -> Address:
         if not 0 <= number <= 65_535:
             raise ValueError
     except ValueError:
-        raise UsageError(f"an address is HOST:PORT with a numeric host, not {text!r}") from None
+        raise UsageError(
+            f"an address is HOST:PORT with a numeric host and a port up to 65535, not {text!r}"
+        ) from None
     return host, number
 
 
