@@ -67,6 +67,8 @@ _SCHEMA: Final = (
          point BLOB NOT NULL, version INTEGER NOT NULL, owner BLOB NOT NULL, name TEXT NOT NULL, blob BLOB NOT NULL,
          signed BLOB NOT NULL, files INTEGER NOT NULL, size INTEGER NOT NULL, made INTEGER NOT NULL,
          PRIMARY KEY (point, version)) WITHOUT ROWID""",
+    # The last number of each dataset that was removed here: others may hold that version.
+    "CREATE TABLE IF NOT EXISTS datasets_removed (point BLOB PRIMARY KEY, version INTEGER NOT NULL)",
 )
 _log = structlog.get_logger()
 
@@ -162,8 +164,9 @@ class Datasets:
         (count,) = self._store.fetch("SELECT count(*) FROM datasets")[0]
         if count >= DATASETS_MAX:
             raise UsageError(f"{DATASETS_MAX} versions of datasets are held here already: remove some")
-        number = before.version.version + 1 if before is not None else 1
-        reason = _reason(dataset_point(self._own, name), number)
+        point = dataset_point(self._own, name)
+        number = max(self._last_removed(point), before.version.version if before is not None else 0) + 1
+        reason = _reason(point, number)
 
         def kept(blobs: Sequence[bytes]) -> None:
             with self._store.transaction():
@@ -225,6 +228,7 @@ class Datasets:
                         "DELETE FROM datasets WHERE point = ? AND version = ?", (point, number)
                     )
                     self._keeper.hold_until(_reason(point, number), 0)
+                    self._note_removed(point, number)
                 self._shared.withdraw(blob)
                 removed += 1
         if not removed:
@@ -232,6 +236,19 @@ class Datasets:
         if self._newest_here(owner, name) is None:
             self._shared.withdraw(point)
         return removed
+
+    def _last_removed(self, point: bytes) -> int:
+        found = self._store.fetch("SELECT version FROM datasets_removed WHERE point = ?", (point,))
+        return int(found[0][0]) if found else 0
+
+    def _note_removed(self, point: bytes, number: int) -> None:
+        number = max(number, self._last_removed(point))
+        self._store.execute("INSERT OR REPLACE INTO datasets_removed VALUES (?, ?)", (point, number))
+        self._store.execute(
+            "DELETE FROM datasets_removed WHERE rowid NOT IN"
+            " (SELECT rowid FROM datasets_removed ORDER BY rowid DESC LIMIT ?)",
+            (DATASETS_MAX,),
+        )
 
     # -- finding one
 

@@ -228,7 +228,9 @@ async def test_names_that_are_no_text_are_told_and_not_tripped_over(
         await town.alice.datasets.add("terrain", folder, announce=False)
 
 
-async def test_two_that_are_added_at_once_are_two_versions(town: Town, folder: Path, tmp_path: Path) -> None:
+async def test_a_number_is_given_once_also_when_two_are_added_together_or_one_was_removed(
+    town: Town, folder: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "README").write_text("another terrain")
@@ -241,4 +243,11 @@ async def test_two_that_are_added_at_once_are_two_versions(town: Town, folder: P
         nursery.start_soon(add, folder)
         nursery.start_soon(add, other)
     assert sorted(numbers) == [1, 2]
-    assert [row.version for row in town.alice.datasets.rows()] == [2, 1]
+    await town.alice.datasets.remove("terrain", 2)
+    (other / "README").write_text("a third terrain")
+    await add(other)
+    assert numbers[-1] == 3, "others may hold the one that was removed"
+    await town.alice.datasets.remove("terrain", None)
+    await add(folder)
+    assert numbers[-1] == 4
+    assert [row.version for row in town.alice.datasets.rows()] == [4]
