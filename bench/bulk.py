@@ -2,12 +2,15 @@
 
 Streams (`bench.bulk_streams`): one, two and four QUIC connections between two processes on loopback. Offloads
 (`bench.bulk_offloads`): one blob by shared memory and by UCX. Blobs (`bench.bulk_blobs`): from disk to disk, verified,
-beside a stream of datagrams of the same size.
+beside a stream of datagrams of the same size. Sharing (`bench.bulk_sharing`): weights and two paths. Control
+(`bench.control`): identifiers resolved while four blobs move.
 """
 
 import argparse
 
-from bench import bulk_blobs, bulk_offloads, bulk_streams
+import structlog
+
+from bench import bulk_blobs, bulk_offloads, bulk_sharing, bulk_streams, control
 from bench.report import report
 
 
@@ -27,6 +30,11 @@ def main() -> None:
     more_rows, more_notes = bulk_blobs.measure_rows(quick=quick, runs=runs, stream_mb_s=stream_mb_s)
     rows += more_rows
     notes += more_notes
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
+    for part in (bulk_sharing, control):
+        more_rows, more_notes = part.measure_rows(quick=quick, runs=runs)
+        rows += more_rows
+        notes += more_notes
     report("bulk", rows, as_json=options.json, notes=notes)
 
 

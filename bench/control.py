@@ -125,12 +125,9 @@ def p99(times: list[float]) -> float:
     return sorted(times)[int(len(times) * 0.99)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="small blobs: does it run?")
-    options = parser.parse_args()
-    size, idle_seconds = (8 << 20, 1.0) if options.quick else (512 << 20, 8.0)
+def measure_rows(*, quick: bool, runs: int = 1) -> tuple[list[Row], list[str]]:
+    """The rows of one network, however many `runs`: each has thousands of questions."""
+    size, idle_seconds = (8 << 20, 1.0) if quick else (512 << 20, 8.0)
     figures = trio.run(measure, size, idle_seconds)
     rows = []
     ratios = []
@@ -144,7 +141,17 @@ def main() -> None:
         Row("control_bulk_mb_s", "MB/s", figures.bytes_per_second / 1e6, None, "", "higher", 1),
         Row("links_lost", "", float(figures.links_lost), None, "", "lower", 1),
     ]
-    report("control", rows, as_json=options.json)
+    return rows, [f"control: {TRANSFERS} blobs of {size / 1e6:,.0f} MB at the same time"]
+
+
+def main() -> None:
+    """Measure this alone."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="small blobs: does it run?")
+    options = parser.parse_args()
+    rows, notes = measure_rows(quick=options.quick)
+    report("control", rows, as_json=options.json, notes=notes)
 
 
 if __name__ == "__main__":
