@@ -203,10 +203,10 @@ class Answers:
         return api.DatasetRemoved(await self.node.datasets.remove(message.dataset, message.version))
 
     async def _bandwidth(self, message: api.GetBandwidth) -> Message:
-        return self.node.bandwidth()
+        return await self.node.bandwidth()
 
     async def _set_bandwidth(self, message: api.SetBandwidth) -> Message:
-        return self.node.set_bandwidth(message.changes)
+        return await self.node.set_bandwidth(message.changes)
 
     async def _send_shipment(self, message: api.SendShipment) -> Message:
         return api.Shipments((await self.node.express.send(message),))

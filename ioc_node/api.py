@@ -76,6 +76,8 @@ class NodeStatus(Message, frozen=True, tag=102):
     """How others reach a node that they cannot dial; empty where they can."""
     offloads: tuple[str, ...] = ()
     """Each offload, how it is, and how often it failed."""
+    bulk_pid: int = 0
+    """The process that moves bulk data now; 0 where none is needed, or the node does so itself."""
 
 
 class GetPeers(Message, frozen=True, tag=103):

@@ -90,7 +90,8 @@ class CollectorConfig(_Table, frozen=True, kw_only=True):
 class BulkConfig(_Table, frozen=True, kw_only=True):
     """Bulk data. `engine` "auto" takes qh3 where it is installed; `offloads` names those that may be used, each with
     its own options; a large blob takes up to `connections_max` connections to each of its holders. `addresses`: further
-    ones of this machine, used beside the first."""
+    ones of this machine, used beside the first. With `own_process`, what goes by QUIC is moved by a process of its own,
+    whose priority is lower by `nice`: links and requests stay quick meanwhile."""
 
     engine: Literal["auto", "qh3", "aioquic"] = "auto"
     offloads: tuple[Name, ...] = ("shm",)
@@ -98,6 +99,8 @@ class BulkConfig(_Table, frozen=True, kw_only=True):
     blobs_mib_max: Annotated[int, msgspec.Meta(ge=1)] = 1 << 20
     connections_max: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
     addresses: Annotated[tuple[str, ...], msgspec.Meta(max_length=ADDRESSES_MAX)] = ()
+    own_process: bool = True
+    nice: Annotated[int, msgspec.Meta(ge=0, le=19)] = 5
 
 
 class DirectionConfig(_Table, frozen=True, kw_only=True):

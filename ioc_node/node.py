@@ -29,6 +29,7 @@ from ioc_node.answers import Answers
 from ioc_node.bearings import Bearings
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.offload import load_offloads
+from ioc_node.bulk.plane.parent import PlaneProcess
 from ioc_node.bulk.transfers import BulkEndpoint, open_bulk
 from ioc_node.config import CATALOGUE_NAME, DATABASE_NAME, NodeConfig
 from ioc_node.core.events import RecordChanged
@@ -267,14 +268,15 @@ class Node:
         collected = await self.shared.keeper.collect(unused_seconds=unused_seconds, dry_run=dry_run)
         return api.Collected(collected.blobs, collected.bytes)
 
-    def bandwidth(self) -> api.BandwidthTold:
+    async def bandwidth(self) -> api.BandwidthTold:
         """The ceilings and weights of bulk data, and who uses what now."""
-        return told_bandwidth(self.bulk.throttles)
+        return told_bandwidth(self.bulk.throttles, *await self.bulk.uses())
 
-    def set_bandwidth(self, changes: Sequence[api.BandwidthChange]) -> api.BandwidthTold:
+    async def set_bandwidth(self, changes: Sequence[api.BandwidthChange]) -> api.BandwidthTold:
         """Change ceilings and weights at once, for this run of the node. Raises `UsageError`, and changes nothing."""
         change_bandwidth(self.bulk.throttles, changes)
-        return self.bandwidth()
+        await self.bulk.set_bandwidth()
+        return await self.bandwidth()
 
     # -- tasks
 
@@ -325,6 +327,7 @@ class Node:
             warnings=self._warnings(),
             reached=self.where.text(),
             offloads=self.bulk.offloads.lines(),
+            bulk_pid=self.bulk.plane.pid,
         )
 
     def _warnings(self) -> tuple[api.Warned, ...]:
@@ -582,6 +585,13 @@ async def _open_bulk(config: NodeConfig, identity: Identity, blobs: BlobStore) -
         connections_max=config.bulk.connections_max,
         throttles=make_throttles(config.bandwidth),
         addresses=config.bulk.addresses,
+        process=_plane_process(config),
     ) as bulk:
         bulk.offloads.refused = loaded.refused
         yield bulk
+
+
+def _plane_process(config: NodeConfig) -> PlaneProcess | None:
+    if not config.bulk.own_process:
+        return None
+    return PlaneProcess(config.bulk.nice, log_level=config.log_level, log_format=config.log_format)

@@ -6,22 +6,19 @@ to the relay of the core node that the holder keeps a link to.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
-from ioc_node.bulk.endpoint import open_channel
-from ioc_node.bulk.quic import Channel
-from ioc_node.bulk.relay import dial_relay
+from ioc_node.bulk.meeting import RelayEnd
 from ioc_node.bulk.transfers import BulkEndpoint
 from ioc_node.errors import PeerUnreachable
 from ioc_node.runtime.gossip import is_core
 from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.link_mux import ItemStream
 from ioc_node.runtime.links import Link, LinkEndpoint
-from ioc_wire.bulk import Endpoint, Ticket
+from ioc_wire.bulk import Endpoint
 from ioc_wire.codec import Message
 from ioc_wire.errors import Busy, NotFound, TicketRefused, WireError, WrongPeer
 from ioc_wire.market import Contact
@@ -60,11 +57,11 @@ class NodeRendezvous:
         self._links = links
         try:
             async with trio.open_nursery() as self._nursery:
-                self._bulk.dialer.rendezvous = self
+                self._bulk.plane.arranger = self
                 task_status.started()
                 await trio.sleep_forever()
         finally:
-            self._nursery = self._bulk.dialer.rendezvous = None
+            self._nursery = self._bulk.plane.arranger = None
 
     @property
     def _tasks(self) -> trio.Nursery:
@@ -75,31 +72,20 @@ class NodeRendezvous:
     # -- the reader
 
     @asynccontextmanager
-    async def meet(
-        self, ticket: Ticket, endpoint: Endpoint, *, received_bytes_max: int
-    ) -> AsyncIterator[Channel]:
-        """See `ioc_node.bulk.meeting.Rendezvous`."""
+    async def arrange(self, holder: bytes, endpoint: Endpoint, call: bytes) -> AsyncIterator[RelayEnd | None]:
+        """See `ioc_node.bulk.meeting.Arranger`."""
         assert endpoint.via is not None
-        holder = await self._links.reach(Contact(ticket.holder, endpoint.host, endpoint.port, endpoint.via))
+        link = await self._links.reach(Contact(holder, endpoint.host, endpoint.port, endpoint.via))
         if self._host is not None:
-            with self._bulk.meetings.expect(received_bytes_max=received_bytes_max) as expected:
-                await holder.request(CallReader(expected.call, self._host, self._bulk.port), Done)
-                yield await expected.wait()
+            await link.request(CallReader(call, self._host, self._bulk.port), Done)
+            yield None
             return
         core = await self._links.connect((endpoint.host, endpoint.port), endpoint.via)
-        async with core.open_stream(OpenRelay(ticket.holder)) as items:
+        async with core.open_stream(OpenRelay(holder)) as items:
             opened = await _opened(items)
             self._tasks.start_soon(self._hear_meter, items)
-            await holder.request(MeetAtRelay(opened.host, opened.port, opened.target_token), Done)
-            async with open_channel(
-                self._bulk.quic_engine,
-                opened.host,
-                opened.port,
-                ticket.holder,
-                received_bytes_max=received_bytes_max,
-                dial=partial(dial_relay, opened.caller_token),
-            ) as channel:
-                yield channel
+            await link.request(MeetAtRelay(opened.host, opened.port, opened.target_token), Done)
+            yield RelayEnd(opened.host, opened.port, opened.caller_token)
 
     async def _hear_meter(self, items: ItemStream[Message]) -> None:
         """Until the stream is left or the core node ends it. Read, or the core node would wait for us."""
@@ -119,9 +105,7 @@ class NodeRendezvous:
             raise WrongPeer(
                 f"{message.host} is not where that reader says it takes links: nobody else is called"
             )
-        await self._tasks.start(
-            self._bulk.meetings.call_reader, message.host, message.port, link.peer.key, message.call
-        )
+        await self._bulk.plane.call_reader(message.host, message.port, link.peer.key, message.call)
         return Done()
 
     async def _on_meet_at_relay(self, link: Link, message: MeetAtRelay) -> Done:
@@ -130,9 +114,7 @@ class NodeRendezvous:
         cores = {core.peer.endpoint[0] for core in links if is_core(core) and core.peer.endpoint is not None}
         if message.host not in cores:
             raise WrongPeer(f"{message.host} is no core node that this holder has a link to")
-        await self._tasks.start(
-            self._bulk.meetings.attend_relay, message.host, message.port, link.peer.key, message.token
-        )
+        await self._bulk.plane.attend_relay(message.host, message.port, link.peer.key, message.token)
         return Done()
 
     def _check_ticket(self, link: Link) -> None:

@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 
 from ioc_node import api
 from ioc_node.config import BandwidthConfig
-from ioc_node.core.bandwidth import TRAFFIC, Ceilings, Traffic
+from ioc_node.core.bandwidth import TRAFFIC, Ceilings, Traffic, Use
 from ioc_node.errors import UsageError
 from ioc_node.runtime.throttle import Throttle, Throttles
 from ioc_wire.errors import WireError
@@ -29,10 +29,14 @@ def make_throttles(config: BandwidthConfig) -> Throttles:
     )
 
 
-def told_bandwidth(throttles: Throttles) -> api.BandwidthTold:
+def told_bandwidth(
+    throttles: Throttles, sending: Sequence[Use], receiving: Sequence[Use]
+) -> api.BandwidthTold:
     """Ceilings, weights, and who uses what now."""
     weights = dict(throttles.sending.machine.weights)
-    return api.BandwidthTold(_told(throttles.sending), _told(throttles.receiving), weights)
+    return api.BandwidthTold(
+        _told(throttles.sending, sending), _told(throttles.receiving, receiving), weights
+    )
 
 
 def change_bandwidth(throttles: Throttles, changes: Sequence[api.BandwidthChange]) -> None:
@@ -95,9 +99,8 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:g}"
 
 
-def _told(throttle: Throttle) -> api.DirectionTold:
+def _told(throttle: Throttle, uses: Sequence[Use]) -> api.DirectionTold:
     ceilings = throttle.machine.ceilings
-    uses = throttle.uses()[: api.ROWS_MAX]
     return api.DirectionTold(
         mb_s=None if ceilings.total is None else ceilings.total / MB,
         each_peer_mb_s=None if ceilings.each_peer is None else ceilings.each_peer / MB,
@@ -112,6 +115,6 @@ def _told(throttle: Throttle) -> api.DirectionTold:
                 transfers=use.flows,
                 waiting=use.waiting,
             )
-            for use in uses
+            for use in uses[: api.ROWS_MAX]
         ),
     )

@@ -12,60 +12,46 @@ other bytes, which are found out (as any change on disk is) before they are give
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 import trio
 
-from ioc_node.bulk.disk import (
-    BLOB_MODE,
-    FILE_MODE,
-    FOLDER_MODE,
-    opened_folder,
-    read_at,
-    told_when_full,
-    write_at,
-    write_file,
-)
-from ioc_node.bulk.partial import PartialBlob, load_partial_info_sync, remove_partial_sync
+from ioc_node.bulk.arrivals import Arrivals
+from ioc_node.bulk.disk import FILE_MODE, read_at, told_when_full, write_at
+from ioc_node.bulk.partial import INFO_SUFFIX, load_partial_info_sync, remove_partial_sync
 from ioc_node.bulk.quota import Quota
-from ioc_node.bulk.shelf import HASHES_SUFFIX, BlobShelf, blob_named
-from ioc_node.errors import StorageUnusable, UsageError
+from ioc_node.bulk.shelf import blob_named
+from ioc_node.errors import UsageError
 from ioc_wire import limits
-from ioc_wire.bulk import (
-    BlobId,
-    BlobInfo,
-    blob_id_of,
-    check_blob_info,
-    chunk_hash,
-    format_blob_id,
-)
-
-_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+from ioc_wire.bulk import BlobId, BlobInfo, blob_id_of, chunk_hash, format_blob_id
 
 
-class BlobStore(BlobShelf):
+class BlobStore(Arrivals):
     """Content-addressed files below `folder`, at most `bytes_max` of them together."""
 
     def __init__(self, folder: Path, *, bytes_max: int | None = None) -> None:
-        super().__init__(folder, Quota(bytes_max))
+        self.quota = Quota(bytes_max)
+        super().__init__(folder, self.quota)
         self.reclaim: Callable[[int], Awaitable[None]] | None = None
         """Asked to remove what may go when so many bytes have no room."""
-        self._partial = folder / "partial"
-        self._incoming = folder / "incoming"
-        for each in (self._partial, self._incoming):
-            each.mkdir(mode=FOLDER_MODE, exist_ok=True)
+        for used, blob, size in sorted(self.scan()):
+            self.quota.add(blob, size, used)
         for left in self._incoming.iterdir():
             left.unlink()
-        self._locks: dict[BlobId, trio.Lock] = {}
-        for path in self._partial.glob("*.info"):
+        for path in self._partial.glob(f"*{INFO_SUFFIX}"):
             info = load_partial_info_sync(path.with_suffix(""))
             if info is None:
                 remove_partial_sync(path.with_suffix(""))
             else:
                 self.quota.reserve(path.stem, info.size, checked=False)
+
+    # -- what is here
+
+    def list_blobs(self) -> list[BlobId]:
+        """All complete blobs."""
+        return sorted(self.quota.by_use())
 
     # -- room
 
@@ -147,85 +133,7 @@ class BlobStore(BlobShelf):
             size += len(piece)
         return BlobInfo(blob_id_of(size, chunks), size, tuple(chunks))
 
-    def _place(self, info: BlobInfo, data: Path) -> None:
-        """Give verified bytes their name, by one rename. Runs in worker threads."""
-        target = self._complete / format_blob_id(info.blob)
-        with told_when_full(target.name, self.folder):
-            if len(info.chunks) > 1:
-                write_file(target.with_name(target.name + HASHES_SUFFIX), b"".join(info.chunks), BLOB_MODE)
-            data.chmod(BLOB_MODE)
-            data.replace(target)
-        self.quota.release(target.name)
-        self.quota.add(info.id, info.size, time.time())
-
-    async def keep_small(self, found: Mapping[bytes, bytes | memoryview]) -> None:
-        """Keep small blobs that were verified against their names. Raises `StorageFull`."""
-        if not found:
-            return
-        await self.make_room(sum(map(len, found.values())))
-        await trio.to_thread.run_sync(self._keep_small_sync, found)
-
-    def _keep_small_sync(self, found: Mapping[bytes, bytes | memoryview]) -> None:
-        with (
-            told_when_full("small blobs", self.folder),
-            opened_folder(self._incoming) as incoming,
-            opened_folder(self._complete) as complete,
-        ):
-            for blob, data in found.items():
-                self._keep_one_small_sync(blob, data, incoming, complete)
-
-    def _keep_one_small_sync(
-        self, blob: bytes, data: bytes | memoryview, incoming: int, complete: int
-    ) -> None:
-        name, target = secrets.token_hex(16), format_blob_id(blob)
-        self.quota.reserve(name, len(data), target)
-        try:
-            with told_when_full(target, self.folder):
-                descriptor = os.open(name, _NEW, BLOB_MODE, dir_fd=incoming)
-                try:
-                    write_at(descriptor, data, 0)
-                finally:
-                    os.close(descriptor)
-                os.rename(name, target, src_dir_fd=incoming, dst_dir_fd=complete)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(name, dir_fd=incoming)
-            raise
-        finally:
-            self.quota.release(name)
-        self.quota.add(BlobId(blob), len(data), time.time())
-
     # -- receiving
-
-    async def begin(self, info: BlobInfo, *, recheck: bool = True) -> PartialBlob:
-        """Take up, or start, a blob on its way here. Raises `BlobCorrupt` for a wrong hash list, `StorageFull`.
-
-        Without `recheck` what an earlier attempt left stays doubtful, to be verified by the caller."""
-        check_blob_info(info)
-        name = format_blob_id(info.blob)
-        if self.quota.reserved(name) is None:
-            await self.make_room(info.size)
-            self.quota.reserve(name, info.size, name)
-        partial = PartialBlob(info, self._partial / name, self._place)
-        try:
-            await trio.to_thread.run_sync(partial.open_sync)
-        except StorageUnusable:
-            await self.discard_partial(info.id)
-            raise
-        if recheck:
-            await trio.to_thread.run_sync(partial.recheck_sync)
-        return partial
-
-    async def resume(self, blob: bytes, *, recheck: bool = True) -> PartialBlob | None:
-        """What an earlier attempt left, its chunks verified again with `recheck`; None without one."""
-        stem = self._partial / format_blob_id(blob)
-        if self.quota.reserved(stem.name) is None:
-            return None
-        info = await trio.to_thread.run_sync(load_partial_info_sync, stem)
-        if info is None or info.blob != blob:
-            await self.discard_partial(blob)
-            return None
-        return await self.begin(info, recheck=recheck)
 
     async def list_abandoned(self, before: float) -> list[tuple[BlobId, int]]:
         """Blobs of which something arrived, but nothing since `before` (seconds since 1970), and that nobody is
@@ -243,16 +151,61 @@ class BlobStore(BlobShelf):
                 found.append((blob, self.quota.reserved(format_blob_id(blob)) or 0))
         return found
 
-    async def discard_partial(self, blob: bytes) -> None:
-        """Forget what has arrived of a blob."""
-        stem = self._partial / format_blob_id(blob)
-        await trio.to_thread.run_sync(remove_partial_sync, stem)
-        self.quota.release(stem.name)
+    # -- what `Arrivals` asks
 
-    def lock_of(self, blob: bytes) -> trio.Lock:
-        """The lock that lets one task at a time receive a blob."""
-        self._locks = {key: lock for key, lock in self._locks.items() if lock.locked()}
-        return self._locks.setdefault(BlobId(blob), trio.Lock())
+    def check_arrival(self, blob: bytes, size: int) -> None:
+        """Raises `StorageFull` at once, unless what may go makes room."""
+        if self.reclaim is None:
+            self.check_space(blob, size)
+
+    async def _reserve_arrival(self, blob: bytes, size: int) -> None:
+        name = format_blob_id(blob)
+        if self.quota.reserved(name) is None:
+            await self.make_room(size)
+            self.quota.reserve(name, size, name)
+
+    def _is_reserved(self, name: str) -> bool:
+        return self.quota.reserved(name) is not None
+
+    def _reserve_sync(self, name: str, size: int, what: str) -> None:
+        self.quota.reserve(name, size, what)
+
+    def _release_sync(self, name: str) -> None:
+        self.quota.release(name)
+
+    def _arrived_sync(self, blob: BlobId, size: int) -> None:
+        self.quota.add(blob, size, time.time())
+
+    async def keep_small(self, found: Mapping[bytes, bytes | memoryview]) -> None:
+        """Keep small blobs that were verified against their names. Raises `StorageFull`."""
+        await self.make_room(sum(map(len, found.values())))
+        await super().keep_small(found)
+
+    # -- what another process did in this folder
+
+    async def reserve_for_other(self, blob: bytes, size: int) -> None:
+        """Reserve the room of a blob that another process brings here, until `settle`. Raises `StorageFull`."""
+        await self._reserve_arrival(blob, size)
+
+    async def settle(self, blobs: Iterable[bytes]) -> None:
+        """Account for what another process left of these blobs: complete, partly here, or nothing."""
+        await trio.to_thread.run_sync(self._settle_sync, tuple(blobs))
+
+    def _settle_sync(self, blobs: Sequence[bytes]) -> None:
+        for blob in blobs:
+            name = format_blob_id(blob)
+            size = self.find_size(blob)
+            if size is not None:
+                if not self.has(blob):
+                    self.quota.add(BlobId(blob), size, time.time())
+                self.quota.release(name)
+            elif not (self._partial / (name + INFO_SUFFIX)).exists():
+                self.quota.release(name)
+
+    def look_again(self, blob: bytes) -> None:
+        """Another process did not find a blob, or set it aside: forget it where it is gone from the disk."""
+        if self.find_size(blob) is None:
+            self._forget(BlobId(blob))
 
 
 def _pieces(descriptor: int) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import structlog
 import trio
@@ -45,42 +45,6 @@ IDLE_SECONDS: Final = 15.0
 _log = structlog.get_logger()
 
 
-class Rendezvous(Protocol):
-    """Agrees with a holder how to meet, and meets it. Where an endpoint has no `via`, nobody needs one."""
-
-    @asynccontextmanager
-    def meet(self, ticket: Ticket, endpoint: Endpoint, *, received_bytes_max: int) -> AsyncIterator[Channel]:
-        """A connection to the ticket's holder. Raises `PeerUnreachable`, or the `WireError` of whoever refused."""
-        ...
-
-
-class Dialer:
-    """Connects to holders: by QUIC where they take datagrams, else as `rendezvous` agrees with them."""
-
-    def __init__(self, engine: Engine, locals_: Sequence[str] = ()) -> None:
-        self.rendezvous: Rendezvous | None = None
-        self.locals: tuple[str | None, ...] = (None, *locals_)
-        """Local addresses to dial from; None is the one that the kernel routes from."""
-        self._engine = engine
-
-    def open(
-        self, ticket: Ticket, endpoint: Endpoint, *, received_bytes_max: int, local: str | None = None
-    ) -> AbstractAsyncContextManager[Channel]:
-        """A connection to the ticket's holder. Raises as `open_channel` does, or whatever a rendezvous raises."""
-        if endpoint.via is None:
-            return open_channel(
-                self._engine,
-                endpoint.host,
-                endpoint.port,
-                ticket.holder,
-                received_bytes_max=received_bytes_max,
-                dial=partial(connect_udp, local=local),
-            )
-        if self.rendezvous is None:
-            raise PeerUnreachable("the holder cannot be dialed, and this node is starting or stopping")
-        return self.rendezvous.meet(ticket, endpoint, received_bytes_max=received_bytes_max)
-
-
 class ExpectedCall:
     """A call that a reader waits for."""
 
@@ -105,6 +69,75 @@ class ExpectedCall:
                 f"the holder did not call within {CALL_SECONDS:g} s; is this bulk port reachable?"
             )
         return self._channel
+
+
+class RelayEnd(NamedTuple):
+    """Where a core node relays datagrams for this reader, and what to say there."""
+
+    host: str
+    port: int
+    token: bytes
+
+
+class Arranger(Protocol):
+    """Agrees over links with holders that cannot be dialed how to meet them."""
+
+    def arrange(
+        self, holder: bytes, endpoint: Endpoint, call: bytes
+    ) -> AbstractAsyncContextManager[RelayEnd | None]:
+        """Have the holder (public key), found at `endpoint`, call this node: None. Where nobody can call it, a relay at
+        which the holder waits for as long as the block lasts.
+
+        Raises `PeerUnreachable`, or the `WireError` of whoever refused.
+        """
+        ...
+
+
+class Dialer:
+    """Connects to holders: by QUIC where they take datagrams, else as `arranger` agrees with them."""
+
+    def __init__(self, engine: Engine, meetings: "Meetings", locals_: Sequence[str] = ()) -> None:
+        self.arranger: Arranger | None = None
+        self.locals: tuple[str | None, ...] = (None, *locals_)
+        """Local addresses to dial from; None is the one that the kernel routes from."""
+        self._engine = engine
+        self._meetings = meetings
+
+    def open(
+        self, ticket: Ticket, endpoint: Endpoint, *, received_bytes_max: int, local: str | None = None
+    ) -> AbstractAsyncContextManager[Channel]:
+        """A connection to the ticket's holder. Raises as `open_channel` and `Arranger` do."""
+        if endpoint.via is None:
+            return open_channel(
+                self._engine,
+                endpoint.host,
+                endpoint.port,
+                ticket.holder,
+                received_bytes_max=received_bytes_max,
+                dial=partial(connect_udp, local=local),
+            )
+        if self.arranger is None:
+            raise PeerUnreachable("the holder cannot be dialed, and this node is starting or stopping")
+        return self._meet(self.arranger, ticket.holder, endpoint, received_bytes_max)
+
+    @asynccontextmanager
+    async def _meet(
+        self, arranger: Arranger, holder: bytes, endpoint: Endpoint, received_bytes_max: int
+    ) -> AsyncIterator[Channel]:
+        with self._meetings.expect(received_bytes_max=received_bytes_max) as expected:
+            async with arranger.arrange(holder, endpoint, expected.call) as end:
+                if end is None:
+                    yield await expected.wait()
+                    return
+                async with open_channel(
+                    self._engine,
+                    end.host,
+                    end.port,
+                    holder,
+                    received_bytes_max=received_bytes_max,
+                    dial=partial(dial_relay, end.token),
+                ) as channel:
+                    yield channel
 
 
 class Meetings:

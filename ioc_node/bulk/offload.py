@@ -16,6 +16,7 @@ import structlog
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ioc_node.bulk.arrivals import Arrivals
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.counters import BulkCounters
 from ioc_node.bulk.partial import PartialBlob
@@ -66,7 +67,7 @@ class Landing:
 
     ticket: Ticket
     key: Ed25519PrivateKey
-    store: BlobStore
+    store: Arrivals
     partial: PartialBlob | None = None
     _resumed: int = 0
 

@@ -169,6 +169,8 @@ class Offloads:
         choice = self.choose(landing.ticket)
         descriptors = {descriptor.name: descriptor for descriptor in landing.ticket.offloads}
         failures = []
+        if choice.roads:
+            await landing.resume_doubtful()
         for road in choice.roads:
             offload, descriptor = self._offloads[road.name], descriptors[road.name]
             came, how = await self._pull(offload, descriptor, landing, on_progress)

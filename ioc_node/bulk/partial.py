@@ -46,7 +46,8 @@ INFO_BYTES_MAX: Final = limits.BLOB_CHUNKS_MAX * 34 + 128
 RECHECK_THREADS: Final = min(4, os.cpu_count() or 1)
 RECHECK_CHUNKS: Final = 16
 """Chunks that are verified again in one go: some milliseconds."""
-SUFFIXES: Final = (".info", ".data", ".marks", ".link")
+INFO_SUFFIX: Final = ".info"
+SUFFIXES: Final = (INFO_SUFFIX, ".data", ".marks", ".link")
 
 
 class PartialBlob:
@@ -72,8 +73,8 @@ class PartialBlob:
         """Make the files, or take up those of an earlier attempt, as yet unverified. Raises `StorageFull`."""
         with told_when_full(self._what, self._stem.parent):
             _file(self._stem, ".link").unlink(missing_ok=True)
-            if not _file(self._stem, ".info").exists():
-                write_file(_file(self._stem, ".info"), encode(self.info))
+            if not _file(self._stem, INFO_SUFFIX).exists():
+                write_file(_file(self._stem, INFO_SUFFIX), encode(self.info))
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             self._data = os.open(_file(self._stem, ".data"), flags, FILE_MODE)
             self._marks = os.open(_file(self._stem, ".marks"), flags, FILE_MODE)
@@ -282,7 +283,7 @@ def _file(stem: Path, suffix: str) -> Path:
 def load_partial_info_sync(stem: Path) -> BlobInfo | None:
     """The verified hash list of an earlier attempt, if there is one that can be used."""
     try:
-        data = _file(stem, ".info").read_bytes()
+        data = _file(stem, INFO_SUFFIX).read_bytes()
         return check_blob_info(decode(data, BlobInfo, size_max=INFO_BYTES_MAX))
     except (OSError, WireError):
         return None

@@ -1,17 +1,17 @@
 """The holder's side of the conversation described in `ioc_wire.bulk`."""
 
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import structlog
 import trio
 
-from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.counters import BulkCounters
 from ioc_node.bulk.frames import receive_first, receive_frame, receive_message, refuse, send_message
 from ioc_node.bulk.orders import Batch, Orders
 from ioc_node.bulk.quic import FINISH_SECONDS, Channel, ChannelBroken
+from ioc_node.bulk.shelf import BlobShelf
 from ioc_node.bulk.supply import Supply
 from ioc_node.bulk.tickets import TicketBook
 from ioc_node.runtime.throttle import Lane, Throttle
@@ -30,6 +30,7 @@ from ioc_wire.bulk import (
     decode_frame,
     encode_chunk_header,
     encode_frame,
+    ticket_digest,
 )
 from ioc_wire.errors import Malformed, TicketRefused, Unserved, WireError
 
@@ -45,7 +46,7 @@ class Serving:
     """What this holder serves: the blobs of a store, to those with a ticket."""
 
     def __init__(
-        self, store: BlobStore, tickets: TicketBook, counters: BulkCounters, throttle: Throttle
+        self, store: BlobShelf, tickets: TicketBook, counters: BulkCounters, throttle: Throttle
     ) -> None:
         self._store = store
         self._tickets = tickets
@@ -81,6 +82,7 @@ class Serving:
         nonce = secrets.token_bytes(32)
         await send_message(channel, Challenge(nonce))
         claim = await receive_message(channel, Claim)
+        await self._tickets.prepare((ticket_digest(claim.secret),))
         return self._tickets.check(claim, digest=hello.ticket, nonce=nonce)
 
     async def _serve(self, channel: Channel, ticket: Ticket, info: BlobInfo) -> None:
@@ -146,16 +148,19 @@ class Serving:
     async def _send_small(
         self, channel: Channel, reader: bytes, secrets: Sequence[bytes], orders: Orders
     ) -> None:
+        await self._tickets.prepare([ticket_digest(secret) for secret in secrets])
         found = [self._ticket_of(secret, reader) for secret in secrets]
         blobs = [each.blob for each in found if isinstance(each, Ticket)]
         read = await self._store.read_small(blobs)
+        await self._tickets.use_up(
+            [secret for secret, each in zip(secrets, found, strict=True) if _is_given(each, read)]
+        )
         frames = bytearray()
         for place, each in enumerate(found):
             data = read[each.blob] if isinstance(each, Ticket) else each
             if isinstance(data, bytes) and data:
                 frames += encode_chunk_header(place, len(data)) + data
                 self._counters.bytes_sent += len(data)
-                self._tickets.revoke(secrets[place])
             else:
                 error = data if isinstance(data, WireError) else Malformed("an empty blob needs no transfer")
                 self._counters.refused += 1
@@ -174,6 +179,10 @@ class Serving:
             return self._tickets.find(secret, reader)
         except WireError as error:
             return error
+
+
+def _is_given(found: Ticket | WireError, read: Mapping[bytes, bytes | WireError]) -> bool:
+    return isinstance(found, Ticket) and isinstance(read[found.blob], bytes)
 
 
 async def _expect_none(_channel: Channel, _call: bytes) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 import trio
@@ -22,7 +22,6 @@ from ioc_node.bulk.disk import (
     write_at,
     write_file,
 )
-from ioc_node.bulk.quota import Quota
 from ioc_node.errors import StorageFull, UsageError
 from ioc_wire import limits
 from ioc_wire.bulk import (
@@ -48,36 +47,59 @@ HASHES_SUFFIX: Final = ".hashes"
 _log = structlog.get_logger()
 
 
-class BlobShelf:
-    """Verified, read-only files below `folder`, and the room they take. What changed on disk is given to nobody."""
+class ShelfIndex(Protocol):
+    """Which complete blobs there are. Called from the trio loop and from worker threads."""
 
-    def __init__(self, folder: Path, quota: Quota) -> None:
+    def __contains__(self, blob: BlobId) -> bool: ...
+
+    def size(self, blob: BlobId) -> int | None: ...
+
+    def touch(self, blob: BlobId, used: float) -> float:
+        """A blob is used now; when it was before, as far as is known."""
+        ...
+
+    def remove(self, blob: BlobId) -> bool:
+        """A blob is no longer here; whether that is news."""
+        ...
+
+
+class BlobShelf:
+    """Verified, read-only files below `folder`. What changed on disk is given to nobody."""
+
+    def __init__(self, folder: Path, index: ShelfIndex) -> None:
         self.folder = folder
-        self.quota = quota
         self.on_gone: Callable[[BlobId], None] = lambda _blob: None
         """Told when a blob is no longer here, whatever the reason, from whatever thread."""
+        self._index = index
         self._complete = folder / "complete"
         self._corrupt = folder / "corrupt"
         for each in (folder, self._complete, self._corrupt):
             each.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         self._infos: OrderedDict[BlobId, BlobInfo] = OrderedDict()
-        found: list[tuple[float, BlobId, int]] = []
+
+    def scan(self) -> Iterator[tuple[float, BlobId, int]]:
+        """All complete blobs on the disk: last use, name, size."""
         for path in self._complete.iterdir():
             blob = blob_named(path.name)
-            if blob is None:
-                continue
-            stat = path.stat()
-            whole = stat.st_size <= limits.CHUNK_BYTES or path.with_name(path.name + HASHES_SUFFIX).exists()
-            if whole:
-                found.append((stat.st_mtime, blob, stat.st_size))
-        for used, blob, size in sorted(found):
-            quota.add(blob, size, used)
+            if blob is not None and (size := self.find_size(blob)) is not None:
+                yield path.stat().st_mtime, blob, size
+
+    def find_size(self, blob: bytes) -> int | None:
+        """The size of a complete blob as the disk has it, whatever the index says."""
+        path = self._complete / format_blob_id(blob)
+        try:
+            size = path.stat().st_size
+            if size > limits.CHUNK_BYTES:
+                path.with_name(path.name + HASHES_SUFFIX).stat()
+        except OSError:
+            return None
+        return size
 
     # -- what is here
 
     def has(self, blob: bytes) -> bool:
         """Whether all of the blob is here."""
-        return BlobId(blob) in self.quota
+        return BlobId(blob) in self._index
 
     def path(self, blob: bytes) -> Path:
         """The blob's file; never write to it. Raises `NotFound`."""
@@ -97,14 +119,10 @@ class BlobShelf:
         """The blob's size in bytes. Raises `NotFound`."""
         return self._require(blob)
 
-    def list_blobs(self) -> list[BlobId]:
-        """All complete blobs."""
-        return sorted(self.quota.by_use())
-
     def touch(self, blob: BlobId) -> None:
         """The blob is used: it is the last to go."""
         now = time.time()
-        if now - self.quota.touch(blob, now) > TOUCHED_SECONDS:
+        if now - self._index.touch(blob, now) > TOUCHED_SECONDS:
             with suppress(OSError):
                 os.utime(self._complete / format_blob_id(blob), (now, now))
 
@@ -297,7 +315,7 @@ class BlobShelf:
     # -- inside
 
     def _require(self, blob: bytes) -> int:
-        size = self.quota.size(BlobId(blob))
+        size = self._index.size(BlobId(blob))
         if size is None:
             raise NotFound(f"blob {format_blob_id(blob)} is not here")
         return size
@@ -308,7 +326,7 @@ class BlobShelf:
             self._infos.popitem(last=False)
 
     def _forget(self, blob: BlobId) -> None:
-        if self.quota.remove(blob):
+        if self._index.remove(blob):
             self._infos.pop(blob, None)
             self.on_gone(blob)
 

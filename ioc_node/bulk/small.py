@@ -7,7 +7,7 @@ from typing import Final
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ioc_node.bulk.blobs import BlobStore
+from ioc_node.bulk.arrivals import Arrivals
 from ioc_node.bulk.counters import BulkCounters
 from ioc_node.bulk.fetching import Reading, open_reading
 from ioc_node.bulk.meeting import Dialer
@@ -24,7 +24,7 @@ BATCHES_ASKED: Final = 2
 async def fetch_small(
     dialer: Dialer,
     key: Ed25519PrivateKey,
-    store: BlobStore,
+    store: Arrivals,
     counters: BulkCounters,
     tickets: Sequence[Ticket],
     throttle: Throttle,
@@ -54,7 +54,7 @@ async def _read(
     reading: Reading,
     waiting: deque[Sequence[Ticket]],
     missed: dict[bytes, WireError],
-    store: BlobStore,
+    store: Arrivals,
     counters: BulkCounters,
 ) -> None:
     asked: deque[Sequence[Ticket]] = deque()
@@ -80,7 +80,7 @@ async def _receive(
     return found
 
 
-async def _keep(store: BlobStore, counters: BulkCounters, found: dict[bytes, memoryview]) -> None:
+async def _keep(store: Arrivals, counters: BulkCounters, found: dict[bytes, memoryview]) -> None:
     spoiled = await trio.to_thread.run_sync(_spoiled, found)
     good = {blob: data for blob, data in found.items() if blob not in spoiled}
     await store.keep_small(good)

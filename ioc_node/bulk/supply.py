@@ -7,8 +7,8 @@ from typing import Final
 
 import trio
 
-from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.orders import Batch, Orders
+from ioc_node.bulk.shelf import BlobShelf
 from ioc_wire import limits
 from ioc_wire.bulk import BlobInfo
 from ioc_wire.errors import WireError
@@ -22,7 +22,7 @@ BATCHES: Final = 2
 class Supply:
     """Reads what a reader has ordered."""
 
-    def __init__(self, store: BlobStore, info: BlobInfo, orders: Orders) -> None:
+    def __init__(self, store: BlobShelf, info: BlobInfo, orders: Orders) -> None:
         self._store = store
         self._info = info
         self._orders = orders

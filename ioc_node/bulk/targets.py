@@ -30,10 +30,8 @@ class DiskTarget:
         return partial.info if partial is not None else None
 
     def check_size(self, size: int) -> None:
-        """Raises `StorageFull` before anything was asked for, unless what may go makes room."""
-        store = self._landing.store
-        if store.reclaim is None:
-            store.check_space(self._landing.ticket.blob, size)
+        """Raises `StorageFull` before anything was asked for."""
+        self._landing.store.check_arrival(self._landing.ticket.blob, size)
 
     async def begin(self, info: BlobInfo) -> Schedule:
         """Reserve the room; raises `BlobCorrupt` for a wrong hash list, `StorageFull`."""

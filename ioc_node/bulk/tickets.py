@@ -10,7 +10,7 @@ ticket may be used again until it expires: that is how a broken transfer resumes
 import hmac
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -42,6 +42,8 @@ class TicketBook:
         self._tickets: dict[bytes, Ticket] = {}
         self._traffic: dict[bytes, Traffic] = {}
         self._per_reader: dict[bytes, int] = {}
+        self.on_revoked: Callable[[bytes], None] = lambda _digest: None
+        """Told the digest of a ticket that is no longer good before its time."""
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -60,10 +62,7 @@ class TicketBook:
         """A new ticket for `reader` (a public key); `traffic` says here what for. Raises `Busy` when too many are
         out."""
         now = self._clock()
-        if len(self._tickets) >= TICKETS_MAX or self._per_reader.get(reader, 0) >= TICKETS_PER_READER_MAX:
-            self._drop_expired(now)
-        if len(self._tickets) >= TICKETS_MAX or self._per_reader.get(reader, 0) >= TICKETS_PER_READER_MAX:
-            raise Busy("too many tickets are out; ask again when some have expired")
+        self._require_room(reader, now)
         ticket = Ticket(
             secret=secrets.token_bytes(TICKET_SECRET_BYTES),
             blob=blob,
@@ -74,11 +73,24 @@ class TicketBook:
             endpoints=endpoints,
             offloads=offloads,
         )
+        self.admit(ticket, traffic)
+        return ticket
+
+    def _require_room(self, reader: bytes, now: float) -> None:
+        if self._is_full(reader):
+            self._drop_expired(now)
+        if self._is_full(reader):
+            raise Busy("too many tickets are out; ask again when some have expired")
+
+    def _is_full(self, reader: bytes) -> bool:
+        return len(self._tickets) >= TICKETS_MAX or self._per_reader.get(reader, 0) >= TICKETS_PER_READER_MAX
+
+    def admit(self, ticket: Ticket, traffic: Traffic) -> None:
+        """A ticket that this holder has issued is out."""
         digest = ticket_digest(ticket.secret)
         self._tickets[digest] = ticket
         self._traffic[digest] = traffic
-        self._per_reader[reader] = self._per_reader.get(reader, 0) + 1
-        return ticket
+        self._per_reader[ticket.reader] = self._per_reader.get(ticket.reader, 0) + 1
 
     def knows(self, reader: bytes) -> bool:
         """Whether a ticket of this reader (a public key) is out."""
@@ -88,6 +100,19 @@ class TicketBook:
         """What a ticket was issued for."""
         return self._traffic.get(ticket_digest(ticket.secret), "bulk")
 
+    async def prepare(self, digests: Sequence[bytes]) -> None:
+        """Have what can be known of these tickets here, before they are looked for."""
+
+    async def use_up(self, secrets: Sequence[bytes]) -> None:
+        """These tickets were good for one reading."""
+        for secret in secrets:
+            self.revoke(secret)
+
+    def known(self, digest: bytes) -> tuple[Ticket, Traffic] | None:
+        """A ticket that is out, and what for."""
+        ticket = self._tickets.get(digest)
+        return (ticket, self._traffic[digest]) if ticket is not None else None
+
     def revoke(self, secret: bytes) -> bool:
         """Take a ticket back; whether it was still good. A transfer that uses it ends at its next chunk."""
         return self._drop(ticket_digest(secret))
@@ -95,6 +120,11 @@ class TicketBook:
     def revoke_readers(self, readers: Collection[bytes]) -> None:
         """Take back every ticket of these public keys."""
         for digest in [digest for digest, ticket in self._tickets.items() if ticket.reader in readers]:
+            self._drop(digest)
+
+    def drop(self, digests: Sequence[bytes]) -> None:
+        """Take back tickets by the digests of their secrets."""
+        for digest in digests:
             self._drop(digest)
 
     def is_good(self, ticket: Ticket) -> bool:
@@ -141,6 +171,8 @@ class TicketBook:
             self._per_reader[ticket.reader] = left
         else:
             del self._per_reader[ticket.reader]
+        if self._clock() < ticket.expires:
+            self.on_revoked(digest)
         return True
 
     def _drop_expired(self, now: float) -> None:

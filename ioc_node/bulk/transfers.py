@@ -7,9 +7,9 @@ broken connections: chunks that arrived stay, and only missing ones are asked fo
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 import trio
@@ -17,19 +17,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.counters import BulkCounters
-from ioc_node.bulk.endpoint import Listener
-from ioc_node.bulk.engines import Engine, EngineName, load_engine
-from ioc_node.bulk.gathering import Gathering, Renew, Source, Target
-from ioc_node.bulk.meeting import Dialer, Meetings
+from ioc_node.bulk.engines import EngineName, load_engine
+from ioc_node.bulk.gathering import Renew, Source
 from ioc_node.bulk.offload import Landing, Offload, OffloadSource
 from ioc_node.bulk.offloading import Offloads
-from ioc_node.bulk.serving import Serving
-from ioc_node.bulk.small import fetch_small
-from ioc_node.bulk.targets import DiskTarget, OnProgress, StreamTarget
+from ioc_node.bulk.plane import DataPlane
+from ioc_node.bulk.plane.local import LocalPlane
+from ioc_node.bulk.plane.parent import ChildPlane, PlaneProcess
+from ioc_node.bulk.targets import OnProgress
 from ioc_node.bulk.tickets import TicketBook
 from ioc_node.bulk.udp import UdpSocket, open_udp
-from ioc_node.core.bandwidth import Traffic
-from ioc_node.errors import NodeError, PortInUse
+from ioc_node.core.bandwidth import Traffic, Use
+from ioc_node.errors import PortInUse
 from ioc_node.runtime.driver import open_background
 from ioc_node.runtime.throttle import Throttles
 from ioc_wire import limits
@@ -40,9 +39,9 @@ from ioc_wire.signed import public_bytes
 
 FETCHES_MAX: Final = 32
 CONNECTIONS_MAX: Final = 4
-CONNECTION_BYTES: Final = 256 << 20
-"""A blob of twice this size deserves a second connection to each holder, and so on."""
 AHEAD_CHUNKS: Final = 16
+PORT_ATTEMPTS_MAX: Final = 10
+PORT_AGAIN_SECONDS: Final = 0.1
 
 _log = structlog.get_logger()
 
@@ -70,6 +69,13 @@ class TransferReport:
         return self.bytes_moved / 1e6 / self.seconds if self.seconds > 0 else 0.0
 
 
+class _Came(NamedTuple):
+    size: int
+    resumed: int
+    transport: str
+    reason: str
+
+
 class BulkEndpoint:
     """A node's bulk port. Made by `open_bulk`."""
 
@@ -77,49 +83,35 @@ class BulkEndpoint:
         self,
         store: BlobStore,
         key: Ed25519PrivateKey,
-        engine: Engine,
-        udps: Sequence[UdpSocket],
-        offloads: Sequence[Offload],
-        connections_max: int,
+        engine: str,
+        endpoints: Sequence[Endpoint],
+        offloads: Offloads,
+        plane: DataPlane,
+        tickets: TicketBook,
+        counters: BulkCounters,
         throttles: Throttles,
-        addresses: Sequence[str],
     ) -> None:
         self.store = store
-        self.connections_max = connections_max
         self.public_key = public_bytes(key)
-        self.port = udps[0].port
-        self.further = tuple(
-            Endpoint(address, udp.port) for address, udp in zip(addresses, udps[1:], strict=True)
-        )
+        self.port = endpoints[0].port
+        self.further = tuple(endpoints[1:])
         """Where else readers reach this node; each is a path of its own."""
-        self.engine = engine.name
-        self.tickets = TicketBook(self.public_key)
-        self.counters = BulkCounters()
-        self._key = key
-        self.quic_engine = engine
-        self.dialer = Dialer(engine, addresses)
-        self.offloads = Offloads(offloads, self.counters)
-        self._fetches = trio.CapacityLimiter(FETCHES_MAX)
+        self.engine = engine
+        self.plane = plane
+        self.tickets = tickets
+        self.counters = counters
+        self.offloads = offloads
         self.throttles = throttles
         self.offloads.are_limited = throttles.are_limited
-        serving = Serving(store, self.tickets, self.counters, throttles.sending)
-        self.meetings = Meetings(engine, serving.converse)
-        serving.on_call = self.meetings.take_call
-        self.listeners = [Listener(udp, engine, serving.converse) for udp in udps]
-
-    @property
-    def connections(self) -> int:
-        """Readers connected now."""
-        return sum(listener.connections for listener in self.listeners)
+        self._key = key
+        self._fetches = trio.CapacityLimiter(FETCHES_MAX)
 
     async def serve(self) -> None:
         """Answer readers until cancelled."""
         source = OffloadSource(self.store, self.tickets, self.counters)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.offloads.serve, source)
-            nursery.start_soon(self.throttles.run)
-            for listener in self.listeners:
-                nursery.start_soon(listener.serve)
+            nursery.start_soon(self.plane.serve)
 
     def issue_ticket(
         self,
@@ -178,42 +170,43 @@ class BulkEndpoint:
             if self.store.has(blob):
                 size = self.store.size(blob)
                 return TransferReport(blob, size, 0, 0, 0.0, "local", "the blob is already here")
-            landing = Landing(sources[0].ticket, self._key, self.store)
-            try:
-                transport, reason = await self._bring(landing, sources, on_progress, traffic)
-                assert landing.partial is not None
-                info = await landing.partial.finish()
-            finally:
-                landing.close()
-        self.counters.transfers[transport] += 1
+            came = await self._bring(sources, on_progress, traffic)
+        self.counters.transfers[came.transport] += 1
         seconds = trio.current_time() - started
-        moved = info.size - landing.bytes_resumed
-        _log.info("blob_fetched", blob=format_blob_id(info.blob), bytes=moved, transport=transport)
+        moved = came.size - came.resumed
+        _log.info("blob_fetched", blob=format_blob_id(blob), bytes=moved, transport=came.transport)
         shares = tuple((each.ticket.holder, each.bytes_kept) for each in sources if each.bytes_kept)
         paths = tuple(sum((each.came_by for each in sources), Counter[str]()).items())
         return TransferReport(
-            info.blob, info.size, moved, landing.bytes_resumed, seconds, transport, reason, shares, paths
+            blob, came.size, moved, came.resumed, seconds, came.transport, came.reason, shares, paths
         )
 
     async def _bring(
-        self, landing: Landing, sources: Sequence[Source], on_progress: OnProgress | None, traffic: Traffic
-    ) -> tuple[str, str]:
-        await landing.resume_doubtful()
+        self, sources: Sequence[Source], on_progress: OnProgress | None, traffic: Traffic
+    ) -> _Came:
+        landing = Landing(sources[0].ticket, self._key, self.store)
         reasons = []
-        for source in sources:
-            landing.ticket = source.ticket
-            before = landing.bytes_brought
-            brought = await self.offloads.bring(landing, on_progress)
-            source.bytes_kept += landing.bytes_brought - before
-            if brought.transport is not None:
-                return brought.transport, brought.reason
-            reasons.append(brought.reason)
-        before, began = landing.bytes_brought, trio.current_time()
-        await self._gathering(sources, DiskTarget(landing, on_progress), traffic).run()
+        try:
+            for source in sources:
+                landing.ticket = source.ticket
+                before = landing.bytes_brought
+                brought = await self.offloads.bring(landing, on_progress)
+                source.bytes_kept += landing.bytes_brought - before
+                if brought.transport is not None:
+                    assert landing.partial is not None
+                    info = await landing.partial.finish()
+                    return _Came(info.size, landing.bytes_resumed, brought.transport, brought.reason)
+                reasons.append(brought.reason)
+            gained = landing.bytes_brought
+        finally:
+            landing.close()
+        began = trio.current_time()
+        gathered = await self.plane.gather(sources, on_progress, traffic)
         if len(sources) == 1:
-            moved = landing.bytes_brought - before
+            moved = gathered.size - gathered.resumed
             self.offloads.measured_quic(sources[0].ticket.holder, moved, trio.current_time() - began)
-        return f"quic/{self.engine}", "; ".join(dict.fromkeys(reasons))
+        reason = "; ".join(dict.fromkeys(reasons))
+        return _Came(gathered.size, gathered.resumed - gained, f"quic/{self.engine}", reason)
 
     async def fetch_small(self, tickets: Sequence[Ticket]) -> dict[bytes, WireError]:
         """Bring small blobs of one holder here, all over one connection. Returns those it did not give, with why.
@@ -222,26 +215,9 @@ class BulkEndpoint:
         `StorageUnusable`.
         """
         async with self._fetches:
-            missed = await fetch_small(
-                self.dialer, self._key, self.store, self.counters, tickets, self.throttles.receiving
-            )
+            missed = await self.plane.fetch_small(tickets)
         self.counters.transfers[f"quic/{self.engine}"] += len(tickets) - len(missed)
         return missed
-
-    def _gathering(self, sources: Sequence[Source], target: Target, traffic: Traffic) -> Gathering:
-        return Gathering(
-            self.dialer,
-            self._key,
-            sources,
-            target,
-            self.counters,
-            connections=self._connections_for,
-            throttle=self.throttles.receiving,
-            traffic=traffic,
-        )
-
-    def _connections_for(self, size: int) -> int:
-        return max(1, min(self.connections_max, size // CONNECTION_BYTES))
 
     @asynccontextmanager
     async def open_blob(
@@ -257,19 +233,18 @@ class BulkEndpoint:
         Nothing is kept here: at most `ahead` chunks wait for whoever iterates, and holders wait with them. Iterating
         raises as `fetch` does, and `UsageError` for bytes beyond the end.
         """
-        target = StreamTarget(sources[0].ticket.blob, start, stop, ahead=ahead)
-        gathering = self._gathering(sources, target, "interactive")
-        target.wake = gathering.wake
+        async with self._fetches, self.plane.open_blob(sources, start, stop, ahead=ahead) as pieces:
+            yield pieces
 
-        async def run() -> None:
-            try:
-                await gathering.run()
-            except (WireError, NodeError) as error:
-                target.fail(error)
+    # -- bandwidth
 
-        async with self._fetches, open_background() as background:
-            background.start_soon(run)
-            yield target.pieces()
+    async def uses(self) -> tuple[Sequence[Use], Sequence[Use]]:
+        """Who uses what now: sending, receiving."""
+        return await self.plane.uses()
+
+    async def set_bandwidth(self) -> None:
+        """Have the ceilings and weights of `throttles`, which were changed, apply everywhere."""
+        await self.plane.set_bandwidth()
 
 
 @asynccontextmanager
@@ -284,36 +259,56 @@ async def open_bulk(
     connections_max: int = CONNECTIONS_MAX,
     throttles: Throttles | None = None,
     addresses: Sequence[str] = (),
+    process: PlaneProcess | None = None,
 ) -> AsyncIterator[BulkEndpoint]:
     """A bulk endpoint on UDP `host`:`port` (0 takes a free one), served until the block ends.
 
     Raises `PortInUse` or `UsageError` (engine not installed). `offloads` come from `load_offloads`; they are
     closed with the endpoint. Without `throttles` there are no ceilings.
     `addresses` are further local ones, used beside `host` for what is sent and what is fetched.
+    With `process`, what goes by QUIC is moved by a process of its own, started when there is something to move.
     """
     with ExitStack() as stack:
         for offload in offloads:
             stack.callback(offload.close)
         chosen = load_engine(engine, key)
-        udps = [open_udp(host, port)]
+        udps = [await _open_own(host, port, wait=process is not None)]
         stack.callback(udps[0].close)
         for address in addresses:
             udps.append(_open_further(address, udps[0].port))
             stack.callback(udps[-1].close)
+        tickets, counters = TicketBook(public_bytes(key)), BulkCounters()
+        throttles = throttles or Throttles.unlimited()
+        given = (store, key, chosen, udps, tickets, counters, throttles)
+        plane: DataPlane
+        if process is None:
+            plane = LocalPlane(*given, connections_max=connections_max, addresses=addresses)
+        else:
+            plane = ChildPlane(*given, process, connections_max=connections_max, addresses=addresses)
         endpoint = BulkEndpoint(
             store,
             key,
-            chosen,
-            udps,
-            offloads,
-            connections_max,
-            throttles or Throttles.unlimited(),
-            addresses,
+            chosen.name,
+            [Endpoint(at, udp.port) for at, udp in zip((host, *addresses), udps, strict=True)],
+            Offloads(offloads, counters),
+            plane,
+            tickets,
+            counters,
+            throttles,
         )
         async with open_background() as background:
             background.start_soon(endpoint.serve)
             await trio.lowlevel.checkpoint()
             yield endpoint
+
+
+async def _open_own(host: str, port: int, *, wait: bool) -> UdpSocket:
+    """The port of the node. The process of one that was killed a moment ago gives it back in a moment."""
+    for _ in range(PORT_ATTEMPTS_MAX if wait else 0):
+        with suppress(PortInUse):
+            return open_udp(host, port)
+        await trio.sleep(PORT_AGAIN_SECONDS)
+    return open_udp(host, port)
 
 
 def _open_further(address: str, port: int) -> UdpSocket:

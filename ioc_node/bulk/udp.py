@@ -64,6 +64,10 @@ class UdpSocket:
             return False
         return True
 
+    def fileno(self) -> int:
+        """The descriptor, for a process that is to have this socket too."""
+        return self._sock.fileno()
+
     @property
     def port(self) -> int:
         """The local port."""

@@ -12,11 +12,11 @@ import trio
 
 from ioc_node.cli.common import with_home
 from ioc_node.cli.interrupts import SIGNALS, note_signals
-from ioc_node.cli.logs import configure_logs
 from ioc_node.config import NodeConfig
 from ioc_node.errors import UsageError
 from ioc_node.node import Node, open_node
 from ioc_node.runtime.garbage import open_garbage_rounds
+from ioc_node.runtime.logs import configure_logs
 
 log = structlog.get_logger()
 

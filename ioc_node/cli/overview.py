@@ -60,6 +60,7 @@ def render_status(console: Console, found: api.NodeStatus) -> None:
             if found.reached
             else ("listens", f"{found.host}:{found.port} (links, DHT), UDP {found.port + 1} (bulk)"),
             ("process", f"{found.pid}, up {span_text(now - found.started)}, version {found.version}"),
+            ("bulk process", str(found.bulk_pid) if found.bulk_pid else ""),
             ("joined", f"{joined}; {found.bootstrap}" if found.bootstrap else joined),
             ("home core node", found.home_core),
             ("peers", f"{counted(found.servers_known, 'DHT server')} known, {counted(found.links, 'link')}"),

@@ -9,10 +9,11 @@ import pytest
 import trio
 import trio.testing
 
-from ioc_node.bulk import schedule, transfers
+from ioc_node.bulk import schedule
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.frames import receive_frame, receive_message, send_message
 from ioc_node.bulk.gathering import Source
+from ioc_node.bulk.plane import local
 from ioc_node.bulk.quic import Channel
 from ioc_node.bulk.transfers import BulkEndpoint, open_bulk
 from ioc_node.errors import PeerUnreachable, UsageError
@@ -200,12 +201,12 @@ async def test_when_all_fail_the_last_reason_is_told(town: Town) -> None:
 
 
 async def test_a_large_blob_takes_several_connections(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfers, "CONNECTION_BYTES", 8 * MIB)
+    monkeypatch.setattr(local, "CONNECTION_BYTES", 8 * MIB)
     most = 0
 
     def told(_here: int, _size: int) -> None:
         nonlocal most
-        most = max(most, town.alice.connections)
+        most = max(most, town.alice.plane.connections)
 
     with trio.fail_after(20):
         await town.bob.gather([source_of(town.alice, town.bob)], on_progress=told)
@@ -298,7 +299,7 @@ async def test_hundreds_of_small_blobs_come_over_one_connection(tmp_path: Path) 
         infos = [*await add_small(alice.store, 600), await alice.store.add_bytes(b"")]
         tickets = [alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS) for info in infos]
         opened = 0
-        welcome = alice.listeners[0]._welcome
+        welcome = alice.plane.listeners[0]._welcome
 
         def count(*args: object) -> Channel | None:
             nonlocal opened
@@ -306,7 +307,7 @@ async def test_hundreds_of_small_blobs_come_over_one_connection(tmp_path: Path) 
             opened += channel is not None
             return channel
 
-        alice.listeners[0]._welcome = count  # type: ignore[method-assign,assignment]
+        alice.plane.listeners[0]._welcome = count  # type: ignore[method-assign,assignment]
         with trio.fail_after(20):
             assert await bob.fetch_small(tickets) == {}
         assert opened == 1

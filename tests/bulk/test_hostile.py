@@ -182,10 +182,10 @@ async def test_a_silent_reader_is_hung_up_on(alice_store: BlobStore, monkeypatch
             async with open_channel(
                 load_engine("qh3", BOB), "127.0.0.1", alice.port, alice.public_key, received_bytes_max=MIB
             ) as channel:
-                assert alice.connections == 1
+                assert alice.plane.connections == 1
                 await channel.receive_exactly(1)
         await trio.testing.wait_all_tasks_blocked()
-        assert alice.connections == 0
+        assert alice.plane.connections == 0
 
 
 @pytest.mark.parametrize("engine", ["qh3", "aioquic"])
@@ -316,7 +316,7 @@ async def test_garbage_by_the_ten_thousand_changes_nothing(
                 sock.sendto(head + dice.randbytes(dice.choice((0, 1, 7, 40, 1200))), target)
                 if number % 50 == 0:
                     await trio.lowlevel.checkpoint()
-            assert alice.connections == 0
+            assert alice.plane.connections == 0
             ticket = alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS)
             await bob.fetch(ticket)
     assert bob_store.has(info.blob)
@@ -337,7 +337,7 @@ async def test_a_first_packet_gets_a_retry_smaller_than_itself_and_leaves_no_sta
             forged = b"\xc0\0\0\0\1\x08" + b"d" * 8 + b"\x08" + b"s" * 8 + b"\x20" + b"t" * 32
             await sock.sendto(forged.ljust(1200, b"\0"), ("127.0.0.1", alice.port))
             await trio.sleep(0.1)
-        assert alice.connections == 0
+        assert alice.plane.connections == 0
 
 
 def test_retry_tokens_are_bound_and_short_lived() -> None:

@@ -4,10 +4,11 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ioc_bootstrap.network import create_network, sign_network
-from ioc_node.config import NodeConfig, ResourceConfig
+from ioc_node.config import BulkConfig, NodeConfig, ResourceConfig
 from ioc_node.runtime.keys import create_key
 from ioc_wire.authority import Role
 from ioc_wire.signed import public_bytes
@@ -53,6 +54,9 @@ def make_home(tmp_path: Path, network_text: str) -> MakeHome:
         home.mkdir(mode=0o700)
         create_key(home / "node.key")
         (home / "network.toml").write_text(network_text)
+        # Bulk data in this process: quick to start, and open to these tests. Those of the CLI have the usual one.
+        bulk = more.pop("bulk", BulkConfig())
+        assert isinstance(bulk, BulkConfig)
         resources = (ResourceConfig(path="gen/3301/az1/h1", cores=2, memory_mib=1024),)
         return NodeConfig(
             role=role,
@@ -60,6 +64,7 @@ def make_home(tmp_path: Path, network_text: str) -> MakeHome:
             port=free_port(),
             bootstrap=bootstrap,
             resources=resources if role == "provider" else (),
+            bulk=msgspec.structs.replace(bulk, own_process=False),
             **more,  # type: ignore[arg-type]
         )
 

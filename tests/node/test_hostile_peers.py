@@ -121,7 +121,7 @@ async def test_garbage_by_the_ten_thousand_changes_nothing(make_home: MakeHome) 
             assert (await node.find(ioc_node.Demand(cores=1))).found.offers
             task = await node.submit(ioc_node.TaskSpec.load(HELLO))
             await task.result()
-        assert core.bulk.connections == 0
+        assert core.bulk.plane.connections == 0
         assert len(core.links.links) == 2
 
 
@@ -182,7 +182,7 @@ async def test_peers_that_say_nothing_cost_a_place_for_some_seconds(
         with trio.fail_after(7):
             while len(ended) < 40:
                 await trio.sleep(0.05)
-        assert core.bulk.connections == 0
+        assert core.bulk.plane.connections == 0
         assert not core.links._half_open
 
 

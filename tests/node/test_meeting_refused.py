@@ -40,7 +40,7 @@ async def test_a_call_that_nobody_expects_is_refused(make_home: MakeHome, tmp_pa
     """The holder calls, names a call that was never asked for, and is told so; the reader serves on."""
     async with open_town(make_home, provider=True, consumer=False) as town:
         with trio.fail_after(10):
-            await town.provider.bulk.meetings.call_reader(
+            await town.provider.bulk.plane.call_reader(
                 "127.0.0.1",
                 town.consumer.bulk.port,
                 town.consumer.identity.public_key,

@@ -59,7 +59,7 @@ async def _begin(conversation: UcxConversation, into: Landing, accept: Accept) -
         if partial.info.size != accept.size:
             raise BlobCorrupt(f"the holder has {accept.size} bytes of a blob of {partial.info.size}")
         return partial
-    into.store.check_space(ticket.blob, accept.size)
+    into.store.check_arrival(ticket.blob, accept.size)
     chunks: list[bytes] = []
     if accept.chunks:
         await send(conversation, WantHashes())

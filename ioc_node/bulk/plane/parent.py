@@ -1,0 +1,461 @@
+"""A data plane in a process of its own, as the node sees it: started when there is something to move, and started again
+where it ended in the middle. Transfers go on from what is on the disk.
+
+The node keeps the sockets, so that a port taken is told at start and nothing sent meanwhile is lost.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Final, TypeVar
+
+import structlog
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ioc_node.bulk.blobs import BlobStore
+from ioc_node.bulk.counters import BulkCounters
+from ioc_node.bulk.engines import Engine
+from ioc_node.bulk.gathering import Source
+from ioc_node.bulk.meeting import Arranger
+from ioc_node.bulk.plane import Gathered
+from ioc_node.bulk.plane import messages as say
+from ioc_node.bulk.targets import OnProgress
+from ioc_node.bulk.tickets import TicketBook
+from ioc_node.bulk.udp import UdpSocket
+from ioc_node.core.bandwidth import Traffic, Use
+from ioc_node.errors import NodeError, PeerUnreachable
+from ioc_node.runtime.driver import open_background
+from ioc_node.runtime.link_handlers import Handlers, SendItem
+from ioc_node.runtime.link_mux import Link
+from ioc_node.runtime.link_transport import StreamTransport
+from ioc_node.runtime.throttle import Throttles
+from ioc_wire.bulk import BlobId, Ticket
+from ioc_wire.codec import Message
+from ioc_wire.errors import Busy, NotFound, WireError, error_of
+
+START_SECONDS: Final = 30.0
+"""A process that has not answered by then, on however busy a machine, does not work."""
+STOP_SECONDS: Final = 3.0
+"""It is killed where it has not ended by then."""
+RESTART_SECONDS: Final = 0.1
+RESTART_SECONDS_MAX: Final = 10.0
+SETTLED_SECONDS: Final = 60.0
+"""A process that lasted so long is started again without delay."""
+ATTEMPTS_MAX: Final = 3
+"""Processes that one transfer may lose."""
+REVOKED_PER_MESSAGE: Final = 4096
+
+_T = TypeVar("_T")
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class PlaneProcess:
+    """How to run the process: its niceness above the node's, how long it stays with nothing to do, how it logs."""
+
+    nice: int = 5
+    idle_seconds: float = 60.0
+    log_level: str = "info"
+    log_format: str = "console"
+
+
+class ChildPlane:
+    """See `DataPlane`."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        key: Ed25519PrivateKey,
+        engine: Engine,
+        udps: Sequence[UdpSocket],
+        tickets: TicketBook,
+        counters: BulkCounters,
+        throttles: Throttles,
+        process: PlaneProcess,
+        *,
+        connections_max: int,
+        addresses: Sequence[str] = (),
+    ) -> None:
+        self.arranger: Arranger | None = None
+        self.connections = 0
+        self.pid = 0
+        self._store = store
+        self._key = key
+        self._engine = engine.name
+        self._udps = udps
+        self._tickets = tickets
+        self._counters = counters
+        self._throttles = throttles
+        self._process = process
+        self._connections_max = connections_max
+        self._addresses = tuple(addresses)
+        self._link: Link | None = None
+        self._wanted = trio.Event()
+        self._changed = trio.lowlevel.ParkingLot()
+        """Whoever waits for the process: unparked when it is up, and when it could not be started."""
+        self._failure = ""
+        self._numbers = count(1)
+        self._sources: dict[int, Sequence[Source]] = {}
+        self._revoked: list[bytes] = []
+        self._any_revoked = trio.Event()
+        tickets.on_revoked = self._on_revoked
+
+    # -- the process
+
+    async def serve(self) -> None:
+        """See `DataPlane`."""
+        wait = RESTART_SECONDS
+        while True:
+            await self._until_wanted()
+            self._failure = ""
+            began = trio.current_time()
+            try:
+                await self._run_process()
+            except (OSError, NodeError, WireError, trio.TooSlowError) as error:
+                self._failure = str(error) or "it did not answer"
+                _log.warning("bulk_process_failed", reason=self._failure, again_seconds=wait)
+            self._changed.unpark_all()
+            if trio.current_time() - began > SETTLED_SECONDS:
+                wait = RESTART_SECONDS
+            await trio.sleep(wait)
+            wait = min(2 * wait, RESTART_SECONDS_MAX)
+
+    async def _until_wanted(self) -> None:
+        """Somebody here wants something moved, or a datagram has come."""
+        async with trio.open_nursery() as nursery:
+
+            async def wait(for_what: Callable[[], Awaitable[object]]) -> None:
+                await for_what()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait, self._wanted.wait)
+            for udp in self._udps:
+                nursery.start_soon(wait, udp.wait_readable)
+
+    async def _run_process(self) -> None:
+        ours, theirs = socket.socketpair()
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        try:
+            with theirs:
+                process = await trio.lowlevel.open_process(
+                    self._command(theirs.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(), *(udp.fileno() for udp in self._udps)),
+                )
+            link = Link(
+                StreamTransport(stream),
+                say.OTHER_END,
+                codec=say.PLANE_CODEC,
+                handlers=self._handlers(),
+                settings=say.SETTINGS,
+                dialed=True,
+            )
+            try:
+                async with open_background() as background:
+                    background.start_soon(link.run)
+                    with trio.fail_after(START_SECONDS):
+                        await say.ask(link, self._opening(), say.Done)
+                    background.start_soon(self._keep_revoking, link)
+                    self._link, self.pid = link, process.pid
+                    _log.info("bulk_process_started", pid=process.pid)
+                    self._changed.unpark_all()
+                    await link.closed.wait()
+            finally:
+                if self._link is not None:
+                    self._link, self._wanted = None, trio.Event()
+                self.connections = 0
+                ours.close()
+                await _end(process)
+                self.pid = 0
+        finally:
+            ours.close()
+        if process.returncode:
+            _log.warning("bulk_process_ended", status=process.returncode)
+
+    def _command(self, link: int) -> list[str]:
+        udps = [f"--udp={udp.fileno()}" for udp in self._udps]
+        how = self._process
+        times = (f"--nice={how.nice}", f"--idle-seconds={how.idle_seconds}")
+        logs = (f"--log-level={how.log_level}", f"--log-format={how.log_format}")
+        # -P: what lies in the working folder is none of our modules
+        return [
+            sys.executable,
+            "-P",
+            "-m",
+            "ioc_node.bulk.plane.child",
+            f"--link={link}",
+            *udps,
+            *times,
+            *logs,
+        ]
+
+    def _opening(self) -> say.OpenPlane:
+        return say.OpenPlane(
+            self._key.private_bytes_raw(),
+            os.fspath(self._store.folder.absolute()),
+            self._engine,
+            self._connections_max,
+            self._addresses,
+            self._bandwidths(),
+        )
+
+    async def _linked(self) -> Link:
+        """The link to the process, which is started if need be. Raises `PeerUnreachable` where it does not
+        start."""
+        self._wanted.set()
+        while self._link is None:
+            await self._changed.park()
+            if self._failure:
+                raise PeerUnreachable(f"the process for bulk data does not start: {self._failure}")
+        return self._link
+
+    async def _persist(self, attempt: Callable[[Link], Awaitable[_T]]) -> _T:
+        """Try again with another process where one ended meanwhile."""
+        for number in range(1, ATTEMPTS_MAX + 1):
+            try:
+                return await attempt(await self._linked())
+            except say.PlaneLost as error:
+                if number == ATTEMPTS_MAX:
+                    raise PeerUnreachable(
+                        f"the process for bulk data ended {number} times in the middle: {error}"
+                    ) from None
+                _log.warning("bulk_process_lost", attempt=number, reason=str(error))
+        raise AssertionError
+
+    # -- reading
+
+    async def gather(
+        self, sources: Sequence[Source], on_progress: OnProgress | None, traffic: Traffic
+    ) -> Gathered:
+        """See `DataPlane`."""
+        blob = sources[0].ticket.blob
+        with self._numbered(sources) as number:
+            try:
+                return await self._persist(partial(self._gather, number, sources, on_progress, traffic))
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._store.settle((blob,))
+
+    async def _gather(
+        self,
+        number: int,
+        sources: Sequence[Source],
+        on_progress: OnProgress | None,
+        traffic: Traffic,
+        link: Link,
+    ) -> Gathered:
+        blob = sources[0].ticket.blob
+        await self._store.settle((blob,))
+        if self._store.has(blob):  # an earlier process had brought all of it
+            return Gathered(self._store.size(blob), self._store.size(blob))
+        order = say.GatherBlob(number, *_tickets_of(sources), traffic)
+        try:
+            async with link.open_stream(order) as items:
+                async for item in items:
+                    if isinstance(item, say.Progress):
+                        if on_progress is not None:
+                            on_progress(item.here, item.total)
+                        continue
+                    return _note(say.checked(item, say.BlobGathered), sources, on_progress)
+        except PeerUnreachable as error:
+            if link.closed.is_set():
+                raise say.PlaneLost(str(error)) from None
+            raise
+        raise say.PlaneLost("it said nothing more of a transfer")
+
+    async def fetch_small(self, tickets: Sequence[Ticket]) -> dict[bytes, WireError]:
+        """See `DataPlane`."""
+        wanted = [ticket for ticket in tickets if not self._store.has(ticket.blob)]
+        if not wanted:
+            return {}
+        size = sum(ticket.size or 0 for ticket in wanted)
+        name = f"small-{next(self._numbers)}"
+        await self._store.make_room(size)
+        self._store.quota.reserve(name, size, f"{len(wanted)} small blobs")
+        try:
+            answer = await say.ask(await self._linked(), say.FetchSmall(tuple(wanted)), say.SmallFetched)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._store.settle(ticket.blob for ticket in wanted)
+            self._store.quota.release(name)
+        return {blob: error_of(code, detail) for blob, code, detail in answer.missed}
+
+    @asynccontextmanager
+    async def open_blob(
+        self, sources: Sequence[Source], start: int, stop: int | None, *, ahead: int
+    ) -> AsyncIterator[AsyncIterator[memoryview]]:
+        """See `DataPlane`."""
+        link = await self._linked()
+        with self._numbered(sources) as number:
+            order = say.ReadBlob(number, *_tickets_of(sources), start, stop, ahead)
+            async with link.open_stream(order) as items:
+
+                async def pieces() -> AsyncIterator[memoryview]:
+                    async for item in items:
+                        yield memoryview(say.checked(item, say.Piece).data)
+
+                yield pieces()
+
+    def _numbered(self, sources: Sequence[Source]) -> "_Numbered":
+        return _Numbered(self._sources, next(self._numbers), sources)
+
+    # -- for readers that cannot dial this node
+
+    async def call_reader(self, host: str, port: int, reader: bytes, call: bytes) -> None:
+        """See `DataPlane`."""
+        await self._order(say.ServeReader(host, port, reader, call, False))
+
+    async def attend_relay(self, host: str, port: int, reader: bytes, token: bytes) -> None:
+        """See `DataPlane`."""
+        await self._order(say.ServeReader(host, port, reader, token, True))
+
+    async def _order(self, message: Message) -> None:
+        await say.ask(await self._linked(), message, say.Done)
+
+    # -- bandwidth
+
+    async def set_bandwidth(self) -> None:
+        """See `DataPlane`."""
+        if self._link is not None:
+            await say.ask(self._link, self._bandwidths(), say.Done)
+
+    def _bandwidths(self) -> say.Bandwidths:
+        sending, receiving = self._throttles.sending.machine, self._throttles.receiving.machine
+        return say.Bandwidths(sending.ceilings, receiving.ceilings, dict(sending.weights))
+
+    async def uses(self) -> tuple[Sequence[Use], Sequence[Use]]:
+        """See `DataPlane`."""
+        own = self._throttles.sending.uses(), self._throttles.receiving.uses()
+        if self._link is None:
+            return own
+        theirs = await say.ask(self._link, say.GetUses(), say.Uses)
+        return (*own[0], *theirs.sending), (*own[1], *theirs.receiving)
+
+    # -- what the process asks
+
+    def _handlers(self) -> Handlers:
+        handlers = Handlers()
+        handlers.serve(say.ReserveRoom, self._on_reserve)
+        handlers.serve(say.FindTickets, self._on_find_tickets)
+        handlers.serve(say.UseUpTickets, self._on_use_up)
+        handlers.serve(say.RenewTicket, self._on_renew)
+        handlers.serve(say.Counted, self._on_counted)
+        handlers.serve(say.AskLeave, self._on_leave)
+        handlers.serve_stream(say.MeetHolder, self._on_meet)
+        handlers.serve_notify(say.Touched, lambda _link, message: self._store.touch(BlobId(message.blob)))
+        handlers.serve_notify(say.Missing, lambda _link, message: self._store.look_again(message.blob))
+        return handlers
+
+    async def _on_reserve(self, _link: Link, message: say.ReserveRoom) -> say.Done | say.Fault:
+        try:
+            await self._store.reserve_for_other(message.blob, message.size)
+        except NodeError as error:
+            return say.fault_of(error)
+        return say.Done()
+
+    async def _on_find_tickets(self, _link: Link, message: say.FindTickets) -> say.TicketsFound:
+        found = map(self._tickets.known, message.digests)
+        return say.TicketsFound(tuple(each for each in found if each is not None))
+
+    async def _on_use_up(self, _link: Link, message: say.UseUpTickets) -> say.Done:
+        self._tickets.drop(message.digests)
+        return say.Done()
+
+    async def _on_renew(self, _link: Link, message: say.RenewTicket) -> say.TicketRenewed | say.Fault:
+        sources = self._sources.get(message.number, ())
+        if message.source >= len(sources):
+            raise NotFound("that transfer")
+        source = sources[message.source]
+        assert source.renew is not None
+        try:
+            source.ticket = await source.renew()
+        except NodeError as error:
+            return say.fault_of(error)
+        return say.TicketRenewed(source.ticket)
+
+    async def _on_counted(self, _link: Link, message: say.Counted) -> say.Done:
+        for name, more in message.more.items():
+            setattr(self._counters, name, getattr(self._counters, name) + more)
+        self.connections = message.connections
+        return say.Done()
+
+    async def _on_leave(self, link: Link, _message: say.AskLeave) -> say.Done:
+        if link.streams > 1:  # this question is one
+            raise Busy("something was asked of it meanwhile")
+        self._link = None  # whoever wants something from now on has the next one started
+        self._wanted = trio.Event()
+        return say.Done()
+
+    async def _on_meet(self, _link: Link, message: say.MeetHolder, send: SendItem) -> None:
+        try:
+            if self.arranger is None:
+                raise PeerUnreachable("the holder cannot be dialed, and this node is starting or stopping")
+            async with self.arranger.arrange(message.holder, message.endpoint, message.call) as end:
+                await send(say.Done() if end is None else say.RelayTaken(*end))
+                await trio.sleep_forever()
+        except NodeError as error:
+            await send(say.fault_of(error))
+
+    # -- tickets taken back
+
+    def _on_revoked(self, digest: bytes) -> None:
+        if self._link is not None:  # a process that comes later asks for each ticket
+            self._revoked.append(digest)
+            self._any_revoked.set()
+
+    async def _keep_revoking(self, link: Link) -> None:
+        self._revoked.clear()
+        while True:
+            while self._revoked:
+                page = tuple(self._revoked[:REVOKED_PER_MESSAGE])
+                del self._revoked[: len(page)]
+                await link.request(say.RevokeTickets(page), say.Done)
+            self._any_revoked = trio.Event()
+            await self._any_revoked.wait()
+
+
+class _Numbered:
+    """Sources by the number of their transfer, while it lasts."""
+
+    def __init__(self, table: dict[int, Sequence[Source]], number: int, sources: Sequence[Source]) -> None:
+        self._table = table
+        self._number = number
+        self._sources = sources
+
+    def __enter__(self) -> int:
+        self._table[self._number] = self._sources
+        return self._number
+
+    def __exit__(self, *_: object) -> None:
+        del self._table[self._number]
+
+
+def _tickets_of(sources: Sequence[Source]) -> tuple[tuple[Ticket, ...], tuple[bool, ...]]:
+    return tuple(each.ticket for each in sources), tuple(each.renew is not None for each in sources)
+
+
+def _note(gathered: say.BlobGathered, sources: Sequence[Source], on_progress: OnProgress | None) -> Gathered:
+    for source, kept, paths in zip(sources, gathered.kept, gathered.came_by, strict=True):
+        source.bytes_kept += kept
+        source.came_by.update(paths)
+    if on_progress is not None:
+        on_progress(gathered.size, gathered.size)
+    return Gathered(gathered.size, gathered.resumed)
+
+
+async def _end(process: trio.Process) -> None:
+    """It ends by itself when its link does; if not, it is killed."""
+    with trio.CancelScope(shield=True):
+        with trio.move_on_after(STOP_SECONDS):
+            await process.wait()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

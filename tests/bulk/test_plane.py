@@ -1,0 +1,282 @@
+"""Bulk data moved by a process of its own: everything as within one, and a process that ends in the middle."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from ioc_node.bulk.blobs import BlobStore
+from ioc_node.bulk.gathering import Source
+from ioc_node.bulk.plane.parent import PlaneProcess
+from ioc_node.bulk.transfers import BulkEndpoint, open_bulk
+from ioc_node.core.bandwidth import Ceilings
+from ioc_node.errors import PeerUnreachable, StorageFull, UsageError
+from ioc_node.runtime.throttle import Throttle, Throttles
+from ioc_wire.bulk import Ticket, format_blob_id
+from ioc_wire.errors import BlobCorrupt, NotFound, TicketRefused, WrongPeer
+from ioc_wire.identity import node_id_of
+from ioc_wire.signed import public_bytes
+
+from .conftest import ALICE, BOB, CAROL, MIB, pattern
+
+HOSTS = ["127.0.0.1"]
+DATA = pattern(5 * MIB + 321)
+PROCESS = PlaneProcess(log_level="warning")
+NONE = Ceilings()
+SLOW = Ceilings(total=4e6)
+
+
+@asynccontextmanager
+async def open_two(
+    alice_store: BlobStore, bob_store: BlobStore, *, sending: Ceilings = NONE, process: PlaneProcess = PROCESS
+) -> AsyncIterator[tuple[BulkEndpoint, BulkEndpoint]]:
+    throttles = Throttles(Throttle(sending, {}), Throttle(NONE, {}))
+    with trio.fail_after(40):
+        async with (
+            open_bulk(alice_store, ALICE, throttles=throttles, process=process) as alice,
+            open_bulk(bob_store, BOB, process=process) as bob,
+        ):
+            yield alice, bob
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await trio.sleep(0.01)
+
+
+async def test_everything_a_node_asks_of_its_bulk_port(
+    alice_store: BlobStore, bob_store: BlobStore, tmp_path: Path
+) -> None:
+    """One pair of processes: fetch, again, small ones, a stream, refusals, revocation, room, counters."""
+    async with open_two(alice_store, bob_store) as (alice, bob):
+        assert (alice.plane.pid, bob.plane.pid) == (0, 0)  # nothing to move: no process
+        info = await alice_store.add_bytes(DATA)
+        ticket = alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS)
+        told: list[tuple[int, int]] = []
+        report = await bob.fetch(ticket, on_progress=lambda here, size: told.append((here, size)))
+        assert bob_store.path(info.blob).read_bytes() == DATA
+        assert (report.size, report.bytes_moved, report.bytes_resumed) == (len(DATA), len(DATA), 0)
+        assert report.transport == f"quic/{bob.engine}"
+        assert report.shares == ((alice.public_key, len(DATA)),)
+        assert [size for _, size in report.paths] == [len(DATA)]
+        assert told[-1] == (len(DATA), len(DATA))
+        assert bob_store.bytes_total == len(DATA)
+        assert bob.counters.bytes_received == len(DATA)
+        await until(lambda: alice.counters.bytes_sent == len(DATA))
+        assert 0 not in (alice.plane.pid, bob.plane.pid)
+        assert os.getpid() not in (alice.plane.pid, bob.plane.pid)
+        assert (await bob.fetch(ticket)).transport == "local"
+
+        small = [await alice_store.add_bytes(b"%d" % number) for number in range(300)]
+        tickets = [alice.issue_ticket(each.blob, bob.public_key, hosts=HOSTS) for each in small]
+        assert await bob.fetch_small([*tickets[:299]]) == {}
+        assert all(bob_store.has(each.blob) for each in small[:299])
+        await bob_store.remove(small[0].blob)
+        missed = await bob.fetch_small([tickets[299], tickets[0]])
+        assert isinstance(missed[small[0].blob], TicketRefused)  # a ticket is good for one small blob, once
+
+        more = await alice_store.add_bytes(pattern(3 * MIB + 5))
+        stream = alice.issue_ticket(more.blob, bob.public_key, hosts=HOSTS)
+        async with bob.open_blob([Source(stream)], 10, 2 * MIB) as pieces:
+            assert b"".join([bytes(piece) async for piece in pieces]) == pattern(3 * MIB)[10 : 2 * MIB]
+        async with bob.open_blob([Source(stream)], 0, 4 * MIB) as pieces:
+            with pytest.raises(UsageError, match="not within the blob"):
+                await anext(pieces)
+        assert not bob_store.has(more.blob)
+
+        with pytest.raises(WrongPeer):
+            await bob.fetch(alice.issue_ticket(more.blob, public_bytes(CAROL), hosts=HOSTS))
+        alice.tickets.revoke(stream.secret)
+        with pytest.raises(TicketRefused):
+            await bob.fetch(stream)
+
+        again = alice.issue_ticket(more.blob, bob.public_key, hosts=HOSTS)
+        renewed = []
+
+        async def renew() -> Ticket:
+            renewed.append(again)
+            return again
+
+        await bob.fetch(stream, renew=renew)
+        assert renewed
+        assert bob_store.path(more.blob).read_bytes() == pattern(3 * MIB + 5)
+
+        await alice_store.remove(info.blob)
+        await bob_store.remove(info.blob)
+        with pytest.raises(NotFound):
+            await bob.fetch(ticket)
+        assert bob_store.list_partials() == []
+        pids = alice.plane.pid, bob.plane.pid
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+async def test_a_killed_process_costs_a_moment_and_no_byte(
+    alice_store: BlobStore, bob_store: BlobStore
+) -> None:
+    """First the reader's, then the holder's, each in the middle of one transfer."""
+    async with open_two(alice_store, bob_store, sending=SLOW) as (alice, bob):
+        data = pattern(5 * MIB)
+        info = await alice_store.add_bytes(data)
+        killed: list[int] = []
+
+        def told(here: int, _size: int) -> None:
+            victims = (bob, alice)[len(killed) :]
+            if here > 2 * MIB * len(killed) + MIB / 2 and len(killed) < 2:
+                killed.append(victims[0].plane.pid)
+                os.kill(killed[-1], signal.SIGKILL)
+
+        ticket = alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS)
+        await bob.fetch(ticket, on_progress=told)
+        assert len(killed) == 2
+        assert not {alice.plane.pid, bob.plane.pid} & set(killed)
+        assert bob_store.path(info.blob).read_bytes() == data
+        assert bob_store.bytes_total == len(data)
+
+
+async def test_ceilings_and_revocations_reach_a_running_transfer(
+    alice_store: BlobStore, bob_store: BlobStore
+) -> None:
+    async with (
+        open_two(alice_store, bob_store, sending=SLOW) as (alice, bob),
+        trio.open_nursery() as nursery,
+    ):
+        info = await alice_store.add_bytes(pattern(40 * MIB))
+        ticket = alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS)
+        refused = trio.Event()
+
+        async def fetch() -> None:
+            with pytest.raises(TicketRefused):
+                await bob.fetch(ticket)
+            refused.set()
+
+        nursery.start_soon(fetch)
+        while not (uses := (await alice.uses())[0]):
+            await trio.sleep(0.05)
+        assert (uses[0].peer, uses[0].traffic) == (node_id_of(bob.public_key), "bulk")
+        alice.throttles.sending.set(Ceilings(total=1e6), {})
+        await alice.set_bandwidth()
+        before = (await alice.uses())[0][0].bytes_moved
+        await trio.sleep(1)
+        assert (await alice.uses())[0][0].bytes_moved - before < 3e6
+        alice.tickets.revoke_readers({bob.public_key})
+        await refused.wait()
+        assert bob_store.list_partials() == [info.id]  # what arrived waits for another ticket
+
+
+async def test_a_blob_without_room_is_refused_and_leaves_nothing(
+    alice_store: BlobStore, tmp_path: Path
+) -> None:
+    store = BlobStore(tmp_path / "narrow", bytes_max=2 * MIB)
+    async with open_two(alice_store, store) as (alice, bob):
+        info = await alice_store.add_bytes(DATA)
+        small = [await alice_store.add_bytes(pattern(60_000 + number)) for number in range(40)]
+        with pytest.raises(StorageFull, match=format_blob_id(info.blob)[:20]):
+            await bob.fetch(alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS))
+        tickets = [alice.issue_ticket(each.blob, bob.public_key, hosts=HOSTS) for each in small]
+        with pytest.raises(StorageFull, match="40 small blobs"):
+            await bob.fetch_small(tickets)
+        assert (store.bytes_total, store.list_partials()) == (0, [])
+
+
+async def test_a_cancelled_fetch_is_taken_up_again(alice_store: BlobStore, bob_store: BlobStore) -> None:
+    async with open_two(alice_store, bob_store, sending=SLOW) as (alice, bob):
+        data = pattern(5 * MIB)
+        info = await alice_store.add_bytes(data)
+        ticket = alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS)
+        with trio.CancelScope() as scope:
+            await bob.fetch(ticket, on_progress=lambda here, _: here > MIB and scope.cancel())  # type: ignore[func-returns-value]
+        assert scope.cancelled_caught
+        report = await bob.fetch(ticket)
+        assert report.bytes_resumed > MIB
+        assert bob_store.path(info.blob).read_bytes() == data
+
+
+async def test_a_changed_blob_is_set_aside_by_either_process(
+    alice_store: BlobStore, bob_store: BlobStore
+) -> None:
+    """The holder's process finds out, the node knows of it."""
+    gone = []
+    alice_store.on_gone = gone.append
+    async with open_two(alice_store, bob_store) as (alice, bob):
+        info = await alice_store.add_bytes(DATA)
+        path = alice_store.path(info.blob)
+        path.chmod(0o600)
+        path.write_bytes(DATA[:-1] + b"!")
+        ticket = alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS)
+        with pytest.raises(BlobCorrupt):
+            await bob.fetch(ticket)
+        await until(lambda: gone)
+        assert not alice_store.has(info.blob)
+
+
+async def test_a_process_with_nothing_to_do_ends_and_comes_back(
+    alice_store: BlobStore, bob_store: BlobStore
+) -> None:
+    hasty = PlaneProcess(idle_seconds=0.1)
+    async with open_two(alice_store, bob_store, process=hasty) as (alice, bob):
+        for number in range(2):
+            info = await alice_store.add_bytes(pattern(MIB + number))
+            await bob.fetch(alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS))
+            assert bob_store.has(info.blob)
+            pids = alice.plane.pid, bob.plane.pid
+            await until(lambda: not alice.plane.pid and not bob.plane.pid)
+            for pid in pids:
+                with pytest.raises(ProcessLookupError):
+                    os.kill(pid, 0)
+
+
+async def test_a_process_that_does_not_start_is_said_in_one_line(
+    alice_store: BlobStore, bob_store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_bulk(alice_store, ALICE) as alice, open_bulk(bob_store, BOB, process=PROCESS) as bob:
+        info = await alice_store.add_bytes(DATA)
+        monkeypatch.setattr(sys, "executable", "/nonesuch/python")
+        with trio.fail_after(20), pytest.raises(PeerUnreachable, match=r"does not start.*nonesuch"):
+            await bob.fetch(alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS))
+        monkeypatch.setattr(sys, "executable", "/bin/false")
+        with trio.fail_after(20), pytest.raises(PeerUnreachable, match="does not start"):
+            await bob.fetch(alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS))
+        monkeypatch.undo()
+        with trio.fail_after(20):
+            await bob.fetch(alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS))
+
+
+PARENT = """
+import sys, trio
+from pathlib import Path
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from ioc_node.bulk.blobs import BlobStore
+from ioc_node.bulk.plane.parent import PlaneProcess
+from ioc_node.bulk.transfers import open_bulk
+
+async def main():
+    async with open_bulk(BlobStore(Path(sys.argv[1])), Ed25519PrivateKey.generate(), process=PlaneProcess()) as bulk:
+        await bulk.plane._linked()
+        print(bulk.plane.pid, flush=True)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+def test_the_process_ends_with_its_node_however_that_ends(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = next(int(line) for line in parent.stdout if line.strip().isdigit())
+        watched = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)  # meant for the node, as Ctrl-C in its terminal is
+        parent.kill()
+    import select
+
+    ended, _, _ = select.select([watched], [], [], 20)
+    os.close(watched)
+    assert ended
