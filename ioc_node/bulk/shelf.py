@@ -333,10 +333,10 @@ class BlobShelf:
     def _set_aside(self, blob: BlobId) -> None:
         name = format_blob_id(blob)
         _log.warning("blob_corrupt", blob=name, kept_in=str(self._corrupt))
-        self._forget(blob)
         with suppress(OSError):
             (self._complete / name).replace(self._corrupt / name)
             (self._complete / (name + HASHES_SUFFIX)).unlink(missing_ok=True)
+        self._forget(blob)  # last: who is told looks at the disk
 
 
 def blob_named(name: str) -> BlobId | None:
