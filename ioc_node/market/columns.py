@@ -126,9 +126,15 @@ class Table:
 
     def owner_of(self, row: int) -> tuple[bytes, int]:
         """Provider and slot of a row in sight."""
-        provider = self.owners.values[self.columns["owner"][row]]
-        assert provider is not None
-        return provider, int(self.columns["slot"][row])
+        return next(self.owners_of(np.array([row])))
+
+    def owners_of(self, rows: Rows) -> Iterator[tuple[bytes, int]]:
+        """Provider and slot of each of these rows in sight."""
+        owners, slots = (self.columns[name][rows].tolist() for name in ("owner", "slot"))
+        for number, slot in zip(owners, slots, strict=True):
+            provider = self.owners.values[number]
+            assert provider is not None
+            yield provider, slot
 
     # -- rows
 

@@ -48,11 +48,10 @@ class Offering:
         """One offer for each of these rows in sight whose host is still there, in steps."""
         estimate = Estimate(demand)
         made: list[Offer] = []
-        statuses = self._table.statuses_of(rows)
-        for number, (row, status) in enumerate(zip(rows.tolist(), statuses, strict=True)):
+        told = zip(rows.tolist(), self._table.owners_of(rows), self._table.statuses_of(rows), strict=True)
+        for number, (row, (provider, slot), status) in enumerate(told):
             if number % STEP_OFFERS == STEP_OFFERS - 1:
                 yield
-            provider, slot = self._table.owner_of(row)
             replica = self._catalogue.replica(provider)
             if replica is None or not replica.is_alive(slot):
                 continue
@@ -68,10 +67,10 @@ class Offering:
         """Where the providers of these rows take links, by key: as their heads' news say, or one of these hosts. In
         steps."""
         found: dict[bytes, Contact] = {}
-        for number, row in enumerate(rows.tolist()):
+        owned = zip(rows.tolist(), self._table.owners_of(rows), strict=True)
+        for number, (row, (provider, slot)) in enumerate(owned):
             if number % STEP_OFFERS == STEP_OFFERS - 1:
                 yield
-            provider, slot = self._table.owner_of(row)
             replica = self._catalogue.replica(provider)
             contact = replica.contact if replica is not None else None
             if contact is None and (said := self._said.get(row) or self._read(row, provider, slot)):

@@ -103,12 +103,12 @@ def cost(offers: Sequence[Offer], context: Context) -> list[Offer]:
     loads = _loads(offers, context)
     cheapest = min((offer.price_micro for offer in offers), default=0)
 
-    def order(index: int) -> tuple[bool, int, _Load, str]:
-        offer = offers[index]
-        return (loads[index].crowded, offer.price_micro, loads[index], record_of(offer).cid)
-
+    order = [
+        (load.crowded, offer.price_micro, load, record_of(offer).cid)
+        for offer, load in zip(offers, loads, strict=True)
+    ]
     ranked = []
-    for index in sorted(range(len(offers)), key=order)[: context.limit]:
+    for index in sorted(range(len(offers)), key=order.__getitem__)[: context.limit]:
         offer = offers[index]
         word = "cheapest" if offer.price_micro == cheapest else "price"
         reasons = (f"{word}: {_price_reason(offer)}", _free_reason(offer, loads[index]))
@@ -145,6 +145,11 @@ def _distance(offer: Offer) -> float:
 def _installed() -> dict[str, Policy]:
     built_in: dict[str, Policy] = {"cost": cost, "latency": latency}
     return built_in | {entry.name: entry.load() for entry in entry_points(group=GROUP)}
+
+
+def find_policies() -> None:
+    """Look for what is installed, which takes tens of milliseconds once; for whoever answers on an event loop."""
+    _installed()
 
 
 def load_policy(name: str) -> Policy:

@@ -21,7 +21,7 @@ from ioc_node.errors import UsageError
 from ioc_node.market.columns import Table
 from ioc_node.market.extents import EXTENT_ROWS
 from ioc_node.market.offering import Offering, contact_of
-from ioc_node.market.policies import Context, load_policy
+from ioc_node.market.policies import Context, find_policies, load_policy
 from ioc_node.market.scan import Scan
 from ioc_node.market.status_columns import reading
 from ioc_node.market.summing import summing
@@ -53,6 +53,7 @@ class QueryEngine:
         self._catalogue = catalogue
         self._table = Table(extent_rows)
         self._offering = Offering(catalogue, self._table)
+        find_policies()
         for provider in catalogue.providers():
             self.patch(provider, None)
 

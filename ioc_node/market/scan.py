@@ -137,13 +137,15 @@ class Scan:
     def _sift_kinds(self) -> Rows:
         """The kinds that can serve."""
         kinds = self._table.kinds
-        left = np.flatnonzero(kinds.count[: len(kinds)])
+        every = slice(0, len(kinds))
+        count = kinds.count[every]
+        left: Mask = count > 0
         for removed in self._on_kinds:
-            kept = removed.condition.keeps(left)
-            if not kept.all():
-                removed.count = int(kinds.count[left[~kept]].sum())
-                left = left[kept]
-        return left
+            gone = left & ~removed.condition.keeps(every)
+            if gone.any():
+                removed.count = int(count[gone].sum())
+                left ^= gone
+        return np.flatnonzero(left)
 
     def _parts(self, kinds: Rows) -> Iterator["Rows | _Block"]:
         """The rows to look at: numbers of those of these kinds if they are few, or else blocks of the table."""
