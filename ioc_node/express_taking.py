@@ -5,6 +5,7 @@ receiver that restarts goes on where it was, and reports again until it has the 
 """
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -14,11 +15,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ioc_node.bulk.gathering import Source
 from ioc_node.bulk.transfers import BulkEndpoint
 from ioc_node.config import ExpressConfig
+from ioc_node.core.hurry import Hurry
 from ioc_node.datasets import Datasets
 from ioc_node.errors import NodeError, StorageUnusable
 from ioc_node.express_journal import ExpressJournal, Shipment, State
 from ioc_node.metering.ledger import Ledger
 from ioc_node.metering.receipts import check_answers
+from ioc_node.runtime.driver import open_background
 from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.links import Link, LinkEndpoint
 from ioc_node.runtime.store import Store
@@ -53,6 +56,8 @@ OPEN_PER_SENDER_MAX: Final = 16
 PAUSE_SECONDS: Final = 0.5
 PAUSE_SECONDS_MAX: Final = 30.0
 REPORT_SECONDS: Final = 20.0
+LOOK_SECONDS: Final = 2.0
+"""How often a shipment on its way is compared with its deadline."""
 PATIENCE_SECONDS: Final = 7 * 86_400
 """How long after its deadline a shipment is given up whose sender cannot be reached."""
 
@@ -228,19 +233,42 @@ class ShipmentTaker:
 
     async def _bring(self, row: Shipment) -> None:
         holder = Holder(row.peer)
-        if row.order.dataset:
-            await self._datasets.take_over(
-                row.order.subject, holder, lambda size: self._journal.moved(row.id, size)
-            )
-            return
+        here = row.bytes_done
+
+        def told(bytes_here: int, _size: int) -> None:
+            nonlocal here
+            here = bytes_here
+
+        def moved(size: int) -> None:
+            nonlocal here
+            here += size
+            self._journal.moved(row.id, size)
 
         async def renew() -> Ticket:
             return await ask_ticket(row.order.subject, holder, self._links)
 
-        if not self._bulk.store.has(row.order.subject):
-            await self._bulk.gather([Source(await renew(), renew)], traffic="bulk")
+        async with open_background() as background:
+            background.start_soon(self._hurry, row, lambda: here)
+            if row.order.dataset:
+                await self._datasets.take_over(row.order.subject, holder, moved)
+                return
+            if not self._bulk.store.has(row.order.subject):
+                await self._bulk.gather([Source(await renew(), renew)], on_progress=told, traffic="bulk")
         with self._store.transaction():
             self._keeper.hold((row.order.subject,), EXPRESS + row.id)
+
+    async def _hurry(self, row: Shipment, here: Callable[[], int]) -> None:
+        """While it is behind its deadline, what it shares with other transfers is shared in its favour."""
+        receiving, order = self._bulk.throttles.receiving, row.order
+        name = None if order.dataset else order.subject
+        hurry = Hurry(order.size, order.deadline, now=time.time())
+        try:
+            while True:
+                await trio.sleep(LOOK_SECONDS)
+                factor = hurry.look(here(), now=time.time())
+                receiving.hurry(row.peer.key, name, factor)
+        finally:
+            receiving.hurry(row.peer.key, name, 1.0)
 
     def _measured(self, row: Shipment) -> Shipment:
         """The signed bill, written down."""

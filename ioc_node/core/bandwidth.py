@@ -38,6 +38,7 @@ METER_SECONDS: Final = 2.0
 """Rates told are averages over about so long."""
 USES_MAX: Final = 1024
 PEER_BUCKETS_MAX: Final = 4096
+HURRIED_MAX: Final = 1024
 _ROUNDING: Final = 1.0
 """Bytes by which a bucket pays early: what adding up times may lose."""
 
@@ -117,6 +118,8 @@ class Request:
     flow: Flow
     size: int
     number: int
+    factor: float = 1.0
+    """Of its weight, see `Bandwidth.hurry`."""
     paid: dict[_Bucket, float] = field(default_factory=dict)
     unpaid: dict[_Bucket, float] = field(default_factory=dict)
     """Start tags by bucket."""
@@ -177,6 +180,7 @@ class Bandwidth:
         """What a change of the ceilings has let go."""
         self._numbers = count()
         self._meters: OrderedDict[tuple[bytes, Traffic], Meter] = OrderedDict()
+        self._hurried: dict[tuple[bytes, object], float] = {}
         self.set(ceilings, weights, now=now)
 
     # -- what the operator says
@@ -249,11 +253,21 @@ class Bandwidth:
         rate = self.ceiling_of(flow.peer, flow.traffic)
         return int(max(PIECE_BYTES_MIN, min(PIECE_BYTES_MAX, rate * PIECE_SECONDS)))
 
+    def hurry(self, peer: bytes, name: object, factor: float) -> None:
+        """The flow `name` with that peer (None: every one with it) weighs `factor` times as much as its class says,
+        from its next request on; 1 ends that. Raises `ValueError`."""
+        if not (factor > 0 and math.isfinite(factor)):
+            raise ValueError(f"a weight has to be above 0, not {factor:g}")
+        if factor == 1:
+            self._hurried.pop((peer, name), None)
+        elif (peer, name) in self._hurried or len(self._hurried) < HURRIED_MAX:
+            self._hurried[peer, name] = factor
+
     # -- bytes
 
     def ask(self, flow: Flow, size: int, *, now: float) -> Request:
         """Have `size` bytes wait their turn. `advance` then says who may go, this one perhaps among them."""
-        request = Request(flow, size, next(self._numbers))
+        request = Request(flow, size, next(self._numbers), self._factor_of(flow))
         for bucket in self._buckets_for(flow.peer, flow.traffic, now):
             self._queue(request, bucket)
         if not request.granted:
@@ -352,7 +366,13 @@ class Bandwidth:
         self._busy[bucket] = None
 
     def _finish(self, request: Request, start: float) -> float:
-        return start + request.size / self._weights[request.flow.traffic]
+        return start + request.size / (self._weights[request.flow.traffic] * request.factor)
+
+    def _factor_of(self, flow: Flow) -> float:
+        if not self._hurried:
+            return 1.0
+        of_peer = self._hurried.get((flow.peer, None), 1.0)
+        return self._hurried.get((flow.peer, flow.name), of_peer)
 
     def _rate_of(self, name: _Name) -> float | None:
         if name is None:

@@ -74,6 +74,10 @@ class Throttle:
         self.machine.set(ceilings, weights, now=trio.current_time())
         self._changed.set()
 
+    def hurry(self, peer: bytes, name: object, factor: float) -> None:
+        """See `Bandwidth.hurry`; `peer` is a public key."""
+        self.machine.hurry(node_id_of(peer), name, factor)
+
     def admits(self, peer: bytes, traffic: Traffic, size: int) -> bool:
         """See `Bandwidth.admits`; `peer` is a public key."""
         return self.machine.admits(node_id_of(peer), traffic, size, now=trio.current_time())

@@ -18,6 +18,7 @@ from ioc_node.core.bandwidth import (
     Request,
     Traffic,
 )
+from ioc_node.core.hurry import FACTOR_MAX, STEP_MAX, Hurry
 
 WEIGHTS: dict[Traffic, float] = {"interactive": 8, "task": 4, "bulk": 1}
 PIECE = 16 << 10
@@ -265,6 +266,48 @@ def test_ceilings_and_weights_are_above_zero(wrong: float) -> None:
         Bandwidth(Ceilings(total=wrong), {}, now=0)
     with pytest.raises(ValueError, match="above 0"):
         Bandwidth(Ceilings(), {"bulk": wrong}, now=0)
+
+
+@pytest.mark.parametrize("hurried", [True, False])
+def test_a_transfer_that_is_behind_its_deadline_gets_what_it_needs_and_no_more(hurried: bool) -> None:
+    """Ten seconds for 60 MB of a ceiling of 10 MB/s that five share alike: 2 MB/s each are not enough."""
+    crowd = Crowd(Bandwidth(Ceilings(total=10 * MB), WEIGHTS, now=0))
+    shipment, *others = (crowd.join(b"alice", "bulk", n) for n in range(5))
+    hurry = Hurry(60_000_000, 11.0, now=0)
+    for _ in range(11):
+        crowd.run(1.0)
+        if hurried:
+            crowd.machine.hurry(b"alice", 0, hurry.look(crowd.moved[shipment], now=crowd.now))
+    assert (crowd.moved[shipment] >= 59 * MB) == hurried
+    assert all(crowd.moved[each] >= 5 * MB for each in others)  # it took no more than it needed
+    crowd.machine.hurry(b"alice", 0, 1.0)
+    before = dict(crowd.moved)
+    crowd.run(2.0)
+    assert crowd.moved[shipment] - before[shipment] == pytest.approx(4 * MB, rel=0.1)
+
+
+def test_a_hurry_ends_grows_in_steps_and_is_bounded() -> None:
+    hurry = Hurry(100, 10.0, now=0)
+    assert hurry.look(10, now=1.0) == 1.0  # as quick as it has to be
+    assert hurry.look(10, now=2.0) == STEP_MAX  # nothing came
+    assert [hurry.look(10, now=at) for at in (3.0, 4.0)] == [FACTOR_MAX, FACTOR_MAX]
+    assert hurry.look(70, now=5.0) < FACTOR_MAX
+    assert hurry.look(70, now=5.0) == hurry.factor
+    assert hurry.look(90, now=11.0) == FACTOR_MAX  # late: the sooner the better
+    assert hurry.look(100, now=12.0) == 1.0
+
+
+def test_a_hurry_is_of_one_transfer_or_of_all_of_a_peer() -> None:
+    crowd = Crowd(Bandwidth(Ceilings(total=MB), WEIGHTS, now=0))
+    alice, other, bob = (crowd.join(peer, "bulk", n) for n, peer in enumerate((b"alice", b"alice", b"bob")))
+    crowd.machine.hurry(b"alice", None, 2.0)
+    crowd.machine.hurry(b"alice", 1, 4.0)
+    crowd.run(7.0)
+    moved = {flow: crowd.moved[flow] / crowd.moved[bob] for flow in (alice, other)}
+    assert moved == pytest.approx({alice: 2.0, other: 4.0}, rel=0.15)
+    for wrong in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="above 0"):
+            crowd.machine.hurry(b"alice", 1, wrong)
 
 
 def test_what_is_remembered_is_bounded() -> None:
