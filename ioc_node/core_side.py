@@ -32,8 +32,6 @@ from ioc_wire.market import Contact, FindOffers, OffersFound
 OVERVIEW_SECONDS: Final = 3.0
 WARNINGS_MAX: Final = 8
 ASKED_SECONDS: Final = 1.0
-ANSWER_HOLD_SECONDS: Final = 0.0025
-"""Somebody waits for an answer, and each pause in it costs what others do meanwhile: most are done in one go."""
 
 
 class CoreSide:
@@ -145,8 +143,7 @@ class CoreSide:
                     after=message.after,
                     providers=message.providers,
                     nearest_first=message.nearest_first,
-                ),
-                hold_seconds=ANSWER_HOLD_SECONDS,
+                )
             )
 
     async def _on_find_near(self, link: Link, message: FindNear) -> NearFound:
