@@ -259,16 +259,19 @@ class ShipmentTaker:
 
     async def _hurry(self, row: Shipment, here: Callable[[], int]) -> None:
         """While it is behind its deadline, what it shares with other transfers is shared in its favour."""
-        receiving, order = self._bulk.throttles.receiving, row.order
+        order = row.order
         name = None if order.dataset else order.subject
         hurry = Hurry(order.size, order.deadline, now=time.time())
         try:
             while True:
                 await trio.sleep(LOOK_SECONDS)
-                factor = hurry.look(here(), now=time.time())
-                receiving.hurry(row.peer.key, name, factor)
+                before = hurry.factor
+                if hurry.look(here(), now=time.time()) != before:
+                    await self._bulk.hurry(row.peer.key, name, hurry.factor)
         finally:
-            receiving.hurry(row.peer.key, name, 1.0)
+            if hurry.factor != 1:
+                with trio.move_on_after(LOOK_SECONDS, shield=True):
+                    await self._bulk.hurry(row.peer.key, name, 1.0)
 
     def _measured(self, row: Shipment) -> Shipment:
         """The signed bill, written down."""

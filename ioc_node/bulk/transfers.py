@@ -242,6 +242,10 @@ class BulkEndpoint:
         """Who uses what now: sending, receiving."""
         return await self.plane.uses()
 
+    async def hurry(self, peer: bytes, name: bytes | None, factor: float) -> None:
+        """See `DataPlane.hurry`."""
+        await self.plane.hurry(peer, name, factor)
+
     async def set_bandwidth(self) -> None:
         """Have the ceilings and weights of `throttles`, which were changed, apply everywhere."""
         await self.plane.set_bandwidth()

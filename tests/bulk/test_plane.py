@@ -34,13 +34,23 @@ SLOW = Ceilings(total=4e6)
 
 @asynccontextmanager
 async def open_two(
-    alice_store: BlobStore, bob_store: BlobStore, *, sending: Ceilings = NONE, process: PlaneProcess = PROCESS
+    alice_store: BlobStore,
+    bob_store: BlobStore,
+    *,
+    sending: Ceilings = NONE,
+    receiving: Ceilings = NONE,
+    process: PlaneProcess = PROCESS,
 ) -> AsyncIterator[tuple[BulkEndpoint, BulkEndpoint]]:
     throttles = Throttles(Throttle(sending, {}), Throttle(NONE, {}))
     with trio.fail_after(40):
         async with (
             open_bulk(alice_store, ALICE, throttles=throttles, process=process) as alice,
-            open_bulk(bob_store, BOB, process=process) as bob,
+            open_bulk(
+                bob_store,
+                BOB,
+                throttles=Throttles(Throttle(NONE, {}), Throttle(receiving, {})),
+                process=process,
+            ) as bob,
         ):
             yield alice, bob
 
@@ -169,6 +179,26 @@ async def test_ceilings_and_revocations_reach_a_running_transfer(
         alice.tickets.revoke_readers({bob.public_key})
         await refused.wait()
         assert bob_store.list_partials() == [info.id]  # what arrived waits for another ticket
+
+
+async def test_a_hurry_reaches_the_process(alice_store: BlobStore, bob_store: BlobStore) -> None:
+    here: dict[bytes, int] = {}
+    async with open_two(alice_store, bob_store, receiving=Ceilings(total=24e6)) as (alice, bob):
+        infos = [await alice_store.add_bytes(bytes((number,)) * (12 * MIB)) for number in range(2)]
+        async with trio.open_nursery() as nursery:
+
+            async def fetch(blob: bytes) -> None:
+                ticket = alice.issue_ticket(blob, bob.public_key, hosts=HOSTS)
+                await bob.fetch(ticket, on_progress=lambda present, _: here.update({blob: present}))
+                nursery.cancel_scope.cancel()
+
+            for info in infos:
+                nursery.start_soon(fetch, info.blob)
+            while len(here) < 2:
+                await trio.sleep(0.01)
+            await bob.hurry(alice.public_key, infos[1].blob, 8.0)
+    assert bob_store.has(infos[1].blob)
+    assert here[infos[0].blob] <= 8 * MIB
 
 
 async def test_a_blob_without_room_is_refused_and_leaves_nothing(

@@ -76,6 +76,11 @@ class DataPlane(Protocol):
         """Go by the node's ceilings and weights, which have changed."""
         ...
 
+    async def hurry(self, peer: bytes, name: bytes | None, factor: float) -> None:
+        """Have what comes of the blob `name` from that peer (a public key; None: of all blobs) weigh `factor` times as
+        much as its class says, see `Bandwidth.hurry`; 1 ends that."""
+        ...
+
     async def uses(self) -> tuple[Sequence[Use], Sequence[Use]]:
         """Who uses what now: sending, receiving."""
         ...

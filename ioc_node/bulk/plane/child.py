@@ -122,6 +122,7 @@ class Child:
         handlers = Handlers()
         handlers.serve(say.OpenPlane, self._open)
         handlers.serve(say.Bandwidths, self._set_bandwidths)
+        handlers.serve(say.HurryTransfer, self._hurry)
         handlers.serve(say.GetUses, self._uses)
         handlers.serve(say.FetchSmall, self._fetch_small)
         handlers.serve(say.ServeReader, self._serve_reader)
@@ -252,6 +253,10 @@ class Child:
     async def _set_bandwidths(self, _link: Link, message: say.Bandwidths) -> say.Done:
         self._throttles.sending.set(message.sending, message.weights)
         self._throttles.receiving.set(message.receiving, message.weights)
+        return say.Done()
+
+    async def _hurry(self, _link: Link, message: say.HurryTransfer) -> say.Done:
+        await self.plane.hurry(message.peer, message.name, message.factor)
         return say.Done()
 
     async def _uses(self, _link: Link, _message: say.GetUses) -> say.Uses:

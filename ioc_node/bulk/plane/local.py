@@ -160,6 +160,10 @@ class LocalPlane:
     async def set_bandwidth(self) -> None:
         """Nothing to do: the throttles are the node's own."""
 
+    async def hurry(self, peer: bytes, name: bytes | None, factor: float) -> None:
+        """See `DataPlane`."""
+        self._throttles.receiving.hurry(peer, name, factor)
+
     async def uses(self) -> tuple[Sequence[Use], Sequence[Use]]:
         """See `DataPlane`."""
         return self._throttles.sending.uses(), self._throttles.receiving.uses()

@@ -45,6 +45,14 @@ class Bandwidths(Message, tag=3, frozen=True):
     weights: dict[Traffic, float]
 
 
+class HurryTransfer(Message, tag=28, frozen=True):
+    """See `DataPlane.hurry`. Answer: `Done`."""
+
+    peer: bytes
+    name: bytes | None
+    factor: float
+
+
 class OpenPlane(Message, tag=4, frozen=True):
     """The first message. Answer: `Done` once readers are answered."""
 
@@ -225,6 +233,7 @@ PLANE_CODEC: Final = UnionCodec(
     Fault
     | Done
     | Bandwidths
+    | HurryTransfer
     | OpenPlane
     | GatherBlob
     | Progress

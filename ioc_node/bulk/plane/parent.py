@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -326,6 +326,12 @@ class ChildPlane:
         """See `DataPlane`."""
         if self._link is not None:
             await say.ask(self._link, self._bandwidths(), say.Done)
+
+    async def hurry(self, peer: bytes, name: bytes | None, factor: float) -> None:
+        """See `DataPlane`; a process that is started anew hears of it at the next look."""
+        if self._link is not None:
+            with suppress(say.PlaneLost):
+                await say.ask(self._link, say.HurryTransfer(peer, name, factor), say.Done)
 
     def _bandwidths(self) -> say.Bandwidths:
         sending, receiving = self._throttles.sending.machine, self._throttles.receiving.machine
