@@ -176,6 +176,11 @@ class Meetings:
 
     # -- the holder; each reports once it is under way
 
+    @property
+    def attended(self) -> int:
+        """Readers that are being called, and relays."""
+        return self._attended.total()
+
     async def call_reader(
         self,
         host: str,

@@ -88,9 +88,10 @@ class TicketBook:
     def admit(self, ticket: Ticket, traffic: Traffic) -> None:
         """A ticket that this holder has issued is out."""
         digest = ticket_digest(ticket.secret)
+        if digest not in self._tickets:
+            self._per_reader[ticket.reader] = self._per_reader.get(ticket.reader, 0) + 1
         self._tickets[digest] = ticket
         self._traffic[digest] = traffic
-        self._per_reader[ticket.reader] = self._per_reader.get(ticket.reader, 0) + 1
 
     def knows(self, reader: bytes) -> bool:
         """Whether a ticket of this reader (a public key) is out."""

@@ -2,9 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -53,6 +54,14 @@ async def open_two(
             ) as bob,
         ):
             yield alice, bob
+
+
+@pytest.fixture
+def silent_udp() -> Iterator[socket.socket]:
+    """At its port nobody answers."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind((HOSTS[0], 0))
+        yield silent
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -131,17 +140,20 @@ async def test_everything_a_node_asks_of_its_bulk_port(
 async def test_a_killed_process_costs_a_moment_and_no_byte(
     alice_store: BlobStore, bob_store: BlobStore
 ) -> None:
-    """First the reader's, then the holder's, each in the middle of one transfer."""
+    """First the reader's, while it is asked to take a ticket back, then the holder's, each in the middle of one
+    transfer."""
     async with open_two(alice_store, bob_store, sending=SLOW) as (alice, bob):
         data = pattern(5 * MIB)
         info = await alice_store.add_bytes(data)
         killed: list[int] = []
+        unused = bob.tickets.issue(info.blob, alice.public_key)
 
         def told(here: int, _size: int) -> None:
             victims = (bob, alice)[len(killed) :]
             if here > 2 * MIB * len(killed) + MIB / 2 and len(killed) < 2:
                 killed.append(victims[0].plane.pid)
                 os.kill(killed[-1], signal.SIGKILL)
+                bob.tickets.revoke(unused.secret)
 
         ticket = alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS)
         await bob.fetch(ticket, on_progress=told)
@@ -149,16 +161,26 @@ async def test_a_killed_process_costs_a_moment_and_no_byte(
         assert not {alice.plane.pid, bob.plane.pid} & set(killed)
         assert bob_store.path(info.blob).read_bytes() == data
         assert bob_store.bytes_total == len(data)
+        os.kill(alice.plane.pid, signal.SIGKILL)
+        assert await alice.uses() == ((), ())  # nothing moves then
+        os.kill(bob.plane.pid, signal.SIGKILL)
+        await bob.set_bandwidth()
 
 
 async def test_ceilings_and_revocations_reach_a_running_transfer(
-    alice_store: BlobStore, bob_store: BlobStore
+    alice_store: BlobStore, bob_store: BlobStore, silent_udp: socket.socket
 ) -> None:
     async with (
-        open_two(alice_store, bob_store, sending=SLOW) as (alice, bob),
+        open_two(alice_store, bob_store) as (alice, bob),
         trio.open_nursery() as nursery,
     ):
+        port = silent_udp.getsockname()[1]
+        nursery.start_soon(alice.plane.call_reader, *HOSTS, port, bob.public_key, bytes(32))
         info = await alice_store.add_bytes(pattern(40 * MIB))
+        await until(lambda: alice.plane.pid)
+        alice.throttles.sending.set(SLOW, {})  # while the process starts
+        await alice.set_bandwidth()
+        await until(lambda: alice.plane.connections)  # it is not idle while it calls somebody
         ticket = alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS)
         refused = trio.Event()
 
@@ -214,6 +236,23 @@ async def test_a_blob_without_room_is_refused_and_leaves_nothing(
         with pytest.raises(StorageFull, match="40 small blobs"):
             await bob.fetch_small(tickets)
         assert (store.bytes_total, store.list_partials()) == (0, [])
+
+
+async def test_what_a_cancelled_order_left_is_accounted_for(
+    alice_store: BlobStore, bob_store: BlobStore
+) -> None:
+    """Cancelled while the process writes: only when it has finished the node looks at what is there."""
+    async with open_two(alice_store, bob_store) as (alice, bob):
+        small = [await alice_store.add_bytes(b"%d" % number) for number in range(256)]
+        tickets = [alice.issue_ticket(each.blob, bob.public_key, hosts=HOSTS) for each in small]
+        complete = bob_store.folder / "complete"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bob.fetch_small, tickets)
+            await until(lambda: any(complete.iterdir()))
+            nursery.cancel_scope.cancel()
+        here = len(bob_store.list_blobs())
+        await trio.sleep(0.1)
+        assert here == len(list(complete.iterdir()))
 
 
 async def test_a_cancelled_fetch_is_taken_up_again(alice_store: BlobStore, bob_store: BlobStore) -> None:
@@ -273,6 +312,9 @@ async def test_a_process_that_does_not_start_is_said_in_one_line(
             await bob.fetch(alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS))
         monkeypatch.setattr(sys, "executable", "/bin/false")
         with trio.fail_after(20), pytest.raises(PeerUnreachable, match="does not start"):
+            await bob.fetch(alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS))
+        monkeypatch.setattr(sys, "executable", None)
+        with trio.fail_after(20), pytest.raises(PeerUnreachable, match=r"no Python .*own_process = false"):
             await bob.fetch(alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS))
         monkeypatch.undo()
         with trio.fail_after(20):

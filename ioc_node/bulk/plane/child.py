@@ -8,8 +8,8 @@ import argparse
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -63,14 +63,26 @@ class TicketCache(TicketBook):
     def __init__(self, holder: bytes, link: Link) -> None:
         super().__init__(holder)
         self._link = link
+        self._being_used_up: set[bytes] = set()
+        self._questions: list[set[bytes]] = []
+        """For each question that is out, the tickets that are no longer good whatever its answer says: the answer may
+        be older."""
 
     async def prepare(self, digests: Sequence[bytes]) -> None:
         """Ask the node for those that are not known here."""
         unknown = [digest for digest in digests if self.known(digest) is None]
         for start in range(0, len(unknown), TICKETS_PER_QUESTION):
-            question = say.FindTickets(tuple(unknown[start : start + TICKETS_PER_QUESTION]))
-            found = await _ask(self._link, question, say.TicketsFound)
-            for ticket, traffic in found.tickets:
+            await self._find(tuple(unknown[start : start + TICKETS_PER_QUESTION]))
+
+    async def _find(self, digests: tuple[bytes, ...]) -> None:
+        gone = set(self._being_used_up)
+        self._questions.append(gone)
+        try:
+            found = await _ask(self._link, say.FindTickets(digests), say.TicketsFound)
+        finally:
+            self._questions = [each for each in self._questions if each is not gone]
+        for ticket, traffic in found.tickets:
+            if ticket_digest(ticket.secret) not in gone:
                 self._require_room(ticket.reader, self._clock())
                 self.admit(ticket, traffic)
 
@@ -79,7 +91,16 @@ class TicketCache(TicketBook):
         await super().use_up(secrets)
         digests = tuple(map(ticket_digest, secrets))
         if digests:
-            await _ask(self._link, say.UseUpTickets(digests), say.Done)
+            self._being_used_up.update(digests)
+            try:
+                await _ask(self._link, say.UseUpTickets(digests), say.Done)
+            finally:
+                self._being_used_up.difference_update(digests)
+
+    def _drop(self, digest: bytes) -> bool:
+        for gone in self._questions:
+            gone.add(digest)
+        return super()._drop(digest)
 
 
 class LinkArranger:
@@ -114,7 +135,8 @@ class Child:
         self._counted = self._totals()
         self._store: PlaneStore
         self._opened = trio.Event()
-        self._busy = 0
+        self._at_work: dict[int, trio.Event] = {}
+        """By the number of what is done: its end."""
         self._idle_since = trio.current_time()
 
     def handlers(self) -> Handlers:
@@ -127,6 +149,7 @@ class Child:
         handlers.serve(say.FetchSmall, self._fetch_small)
         handlers.serve(say.ServeReader, self._serve_reader)
         handlers.serve(say.RevokeTickets, self._revoke)
+        handlers.serve(say.AwaitEnd, self._await_end)
         handlers.serve_stream(say.GatherBlob, self._gather)
         handlers.serve_stream(say.ReadBlob, self._read)
         return handlers
@@ -190,7 +213,7 @@ class Child:
     async def _gather(self, _link: Link, message: say.GatherBlob, send: SendItem) -> None:
         sources = self._sources(message.number, message.tickets, message.renewable)
         progress = _ProgressTeller(send)
-        with self._working():
+        with self._working(message.number):
             try:
                 async with open_background() as background, self._store.lock_of(message.tickets[0].blob):
                     background.start_soon(progress.run)
@@ -205,7 +228,7 @@ class Child:
 
     async def _read(self, _link: Link, message: say.ReadBlob, send: SendItem) -> None:
         sources = self._sources(message.number, message.tickets, message.renewable)
-        with self._working():
+        with self._working(message.number):
             try:
                 async with self.plane.open_blob(
                     sources, message.start, message.stop, ahead=message.ahead
@@ -218,7 +241,7 @@ class Child:
             await self._count()
 
     async def _fetch_small(self, _link: Link, message: say.FetchSmall) -> say.SmallFetched | say.Fault:
-        with self._working():
+        with self._working(message.number):
             try:
                 missed = await self.plane.fetch_small(message.tickets)
             except NodeError as error:
@@ -263,8 +286,22 @@ class Child:
         sending, receiving = await self.plane.uses()
         return say.Uses(tuple(sending), tuple(receiving))
 
-    def _working(self) -> "_Working":
-        return _Working(self)
+    async def _await_end(self, _link: Link, message: say.AwaitEnd) -> say.Done:
+        ended = self._at_work.get(message.number)
+        if ended is not None:
+            await ended.wait()
+        return say.Done()
+
+    @contextmanager
+    def _working(self, number: int) -> Iterator[None]:
+        """While anything is done, the process is not idle."""
+        ended = self._at_work[number] = trio.Event()
+        try:
+            yield
+        finally:
+            del self._at_work[number]
+            ended.set()
+            self._idle_since = trio.current_time()
 
     def _totals(self) -> dict[str, int]:
         counted: dict[str, Any] = asdict(self._counters)
@@ -284,7 +321,7 @@ class Child:
             if (self._counted, connections) != (self._totals(), self.plane.connections):
                 connections = self.plane.connections
                 await self._count()
-            if connections or self._busy:
+            if self.plane.connections or self._at_work:
                 self._idle_since = trio.current_time()
             elif trio.current_time() - self._idle_since > self._idle_seconds:
                 await self._leave()
@@ -296,20 +333,6 @@ class Child:
             self._idle_since = trio.current_time()
         else:
             self.link.close_nowait("nothing to do")
-
-
-class _Working:
-    """While a transfer goes on, the process is not idle."""
-
-    def __init__(self, child: Child) -> None:
-        self._child = child
-
-    def __enter__(self) -> None:
-        self._child._busy += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._child._busy -= 1
-        self._child._idle_since = trio.current_time()
 
 
 class _ProgressTeller:

@@ -71,8 +71,8 @@ class LocalPlane:
 
     @property
     def connections(self) -> int:
-        """Readers connected now."""
-        return sum(listener.connections for listener in self.listeners)
+        """Readers connected now, and meetings with others."""
+        return sum(listener.connections for listener in self.listeners) + self.meetings.attended
 
     async def serve(self) -> None:
         """Answer readers until cancelled."""

@@ -94,6 +94,7 @@ class BlobGathered(Message, tag=7, frozen=True):
 class FetchSmall(Message, tag=8, frozen=True):
     """Have small blobs in the store, whose room is reserved. Answer: `SmallFetched` or `Fault`."""
 
+    number: int
     tickets: tuple[Ticket, ...]
 
 
@@ -135,6 +136,12 @@ class RevokeTickets(Message, tag=13, frozen=True):
     """These are no longer good. Answer: `Done`."""
 
     digests: tuple[bytes, ...]
+
+
+class AwaitEnd(Message, tag=29, frozen=True):
+    """Of a `GatherBlob` or `FetchSmall` that was cancelled. Answer: `Done` once it writes nothing any more."""
+
+    number: int
 
 
 class GetUses(Message, tag=14, frozen=True):
@@ -244,6 +251,7 @@ PLANE_CODEC: Final = UnionCodec(
     | Piece
     | ServeReader
     | RevokeTickets
+    | AwaitEnd
     | GetUses
     | Uses
     | ReserveRoom
@@ -265,6 +273,11 @@ class PlaneLost(PeerUnreachable):
     """The process at the other end is gone, or not there yet."""
 
 
+def lost(error: PeerUnreachable) -> PlaneLost:
+    """What a broken link means here."""
+    return PlaneLost(f"the bulk process has ended: {error}")
+
+
 def fault_of(error: NodeError) -> Fault:
     """How an error travels."""
     return Fault(type(error).__name__, str(error))
@@ -284,5 +297,5 @@ async def ask(link: Link, message: Message, expected: type[_M]) -> _M:
     try:
         answer = await link.request(message)
     except PeerUnreachable as error:
-        raise PlaneLost(str(error)) from None
+        raise lost(error) from None
     return checked(answer, expected)

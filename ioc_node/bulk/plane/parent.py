@@ -8,8 +8,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -118,8 +118,11 @@ class ChildPlane:
             began = trio.current_time()
             try:
                 await self._run_process()
+            except say.PlaneLost:
+                self._failure = "it ended at once, after what it said on standard error"
             except (OSError, NodeError, WireError, trio.TooSlowError) as error:
                 self._failure = str(error) or "it did not answer"
+            if self._failure:
                 _log.warning("bulk_process_failed", reason=self._failure, again_seconds=wait)
             self._changed.unpark_all()
             if trio.current_time() - began > SETTLED_SECONDS:
@@ -149,7 +152,10 @@ class ChildPlane:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(), *(udp.fileno() for udp in self._udps)),
+                    process_group=0,  # Ctrl-C in a terminal is meant for the node
                 )
+            self.pid = process.pid
+            self._revoked.clear()
             link = Link(
                 StreamTransport(stream),
                 say.OTHER_END,
@@ -161,10 +167,13 @@ class ChildPlane:
             try:
                 async with open_background() as background:
                     background.start_soon(link.run)
+                    opening = self._opening()
                     with trio.fail_after(START_SECONDS):
-                        await say.ask(link, self._opening(), say.Done)
+                        await say.ask(link, opening, say.Done)
                     background.start_soon(self._keep_revoking, link)
-                    self._link, self.pid = link, process.pid
+                    self._link = link
+                    if self._bandwidths() != opening.bandwidths:  # changed meanwhile
+                        await self.set_bandwidth()
                     _log.info("bulk_process_started", pid=process.pid)
                     self._changed.unpark_all()
                     await link.closed.wait()
@@ -181,6 +190,8 @@ class ChildPlane:
             _log.warning("bulk_process_ended", status=process.returncode)
 
     def _command(self, link: int) -> list[str]:
+        if not sys.executable or getattr(sys, "frozen", False):
+            raise NodeError("this program brings no Python to run it with")
         udps = [f"--udp={udp.fileno()}" for udp in self._udps]
         how = self._process
         times = (f"--nice={how.nice}", f"--idle-seconds={how.idle_seconds}")
@@ -210,18 +221,20 @@ class ChildPlane:
     async def _linked(self) -> Link:
         """The link to the process, which is started if need be. Raises `PeerUnreachable` where it does not
         start."""
-        self._wanted.set()
-        while self._link is None:
+        while (link := self._link) is None or link.closed.is_set():
+            self._wanted.set()
             await self._changed.park()
             if self._failure:
-                raise PeerUnreachable(f"the process for bulk data does not start: {self._failure}")
-        return self._link
+                raise PeerUnreachable(
+                    f"the process for bulk data does not start: {self._failure} (bulk.own_process = false does without)"
+                )
+        return link
 
-    async def _persist(self, attempt: Callable[[Link], Awaitable[_T]]) -> _T:
+    async def _persist(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Try again with another process where one ended meanwhile."""
         for number in range(1, ATTEMPTS_MAX + 1):
             try:
-                return await attempt(await self._linked())
+                return await attempt()
             except say.PlaneLost as error:
                 if number == ATTEMPTS_MAX:
                     raise PeerUnreachable(
@@ -236,28 +249,34 @@ class ChildPlane:
         self, sources: Sequence[Source], on_progress: OnProgress | None, traffic: Traffic
     ) -> Gathered:
         """See `DataPlane`."""
-        blob = sources[0].ticket.blob
         with self._numbered(sources) as number:
-            try:
-                return await self._persist(partial(self._gather, number, sources, on_progress, traffic))
-            finally:
-                with trio.CancelScope(shield=True):
-                    await self._store.settle((blob,))
+            async with self._settling(number, (sources[0].ticket.blob,)):
+                gathered = await self._persist(partial(self._gather, number, sources, on_progress, traffic))
+        return gathered
+
+    @asynccontextmanager
+    async def _settling(self, number: int, blobs: Sequence[bytes]) -> AsyncIterator[None]:
+        """Account for what an order left of `blobs`, however it ended, once nothing more is written for it."""
+        try:
+            yield
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True), trio.move_on_after(STOP_SECONDS):
+                await self._tell(say.AwaitEnd(number))
+            raise
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._store.settle(blobs)
 
     async def _gather(
-        self,
-        number: int,
-        sources: Sequence[Source],
-        on_progress: OnProgress | None,
-        traffic: Traffic,
-        link: Link,
+        self, number: int, sources: Sequence[Source], on_progress: OnProgress | None, traffic: Traffic
     ) -> Gathered:
         blob = sources[0].ticket.blob
         await self._store.settle((blob,))
         if self._store.has(blob):  # an earlier process had brought all of it
             return Gathered(self._store.size(blob), self._store.size(blob))
         order = say.GatherBlob(number, *_tickets_of(sources), traffic)
-        try:
+        link = await self._linked()
+        with _noticing_loss(link):
             async with link.open_stream(order) as items:
                 async for item in items:
                     if isinstance(item, say.Progress):
@@ -265,10 +284,6 @@ class ChildPlane:
                             on_progress(item.here, item.total)
                         continue
                     return _note(say.checked(item, say.BlobGathered), sources, on_progress)
-        except PeerUnreachable as error:
-            if link.closed.is_set():
-                raise say.PlaneLost(str(error)) from None
-            raise
         raise say.PlaneLost("it said nothing more of a transfer")
 
     async def fetch_small(self, tickets: Sequence[Ticket]) -> dict[bytes, WireError]:
@@ -277,14 +292,15 @@ class ChildPlane:
         if not wanted:
             return {}
         size = sum(ticket.size or 0 for ticket in wanted)
-        name = f"small-{next(self._numbers)}"
+        number = next(self._numbers)
+        name = f"small-{number}"
+        order = say.FetchSmall(number, tuple(wanted))
         await self._store.make_room(size)
         self._store.quota.reserve(name, size, f"{len(wanted)} small blobs")
         try:
-            answer = await say.ask(await self._linked(), say.FetchSmall(tuple(wanted)), say.SmallFetched)
+            async with self._settling(number, [ticket.blob for ticket in wanted]):
+                answer = await say.ask(await self._linked(), order, say.SmallFetched)
         finally:
-            with trio.CancelScope(shield=True):
-                await self._store.settle(ticket.blob for ticket in wanted)
             self._store.quota.release(name)
         return {blob: error_of(code, detail) for blob, code, detail in answer.missed}
 
@@ -299,8 +315,9 @@ class ChildPlane:
             async with link.open_stream(order) as items:
 
                 async def pieces() -> AsyncIterator[memoryview]:
-                    async for item in items:
-                        yield memoryview(say.checked(item, say.Piece).data)
+                    with _noticing_loss(link):
+                        async for item in items:
+                            yield memoryview(say.checked(item, say.Piece).data)
 
                 yield pieces()
 
@@ -324,14 +341,17 @@ class ChildPlane:
 
     async def set_bandwidth(self) -> None:
         """See `DataPlane`."""
-        if self._link is not None:
-            await say.ask(self._link, self._bandwidths(), say.Done)
+        await self._tell(self._bandwidths())
 
     async def hurry(self, peer: bytes, name: bytes | None, factor: float) -> None:
         """See `DataPlane`; a process that is started anew hears of it at the next look."""
+        await self._tell(say.HurryTransfer(peer, name, factor))
+
+    async def _tell(self, message: Message) -> None:
+        """Have the process know, if there is one; where it ends meanwhile, what there was to say is said."""
         if self._link is not None:
             with suppress(say.PlaneLost):
-                await say.ask(self._link, say.HurryTransfer(peer, name, factor), say.Done)
+                await say.ask(self._link, message, say.Done)
 
     def _bandwidths(self) -> say.Bandwidths:
         sending, receiving = self._throttles.sending.machine, self._throttles.receiving.machine
@@ -340,9 +360,10 @@ class ChildPlane:
     async def uses(self) -> tuple[Sequence[Use], Sequence[Use]]:
         """See `DataPlane`."""
         own = self._throttles.sending.uses(), self._throttles.receiving.uses()
-        if self._link is None:
-            return own
-        theirs = await say.ask(self._link, say.GetUses(), say.Uses)
+        theirs = say.Uses((), ())
+        if self._link is not None:
+            with suppress(say.PlaneLost):  # nothing moves then
+                theirs = await say.ask(self._link, say.GetUses(), say.Uses)
         return (*own[0], *theirs.sending), (*own[1], *theirs.receiving)
 
     # -- what the process asks
@@ -413,19 +434,22 @@ class ChildPlane:
     # -- tickets taken back
 
     def _on_revoked(self, digest: bytes) -> None:
-        if self._link is not None:  # a process that comes later asks for each ticket
+        if self.pid:  # a process that comes later asks for each ticket
             self._revoked.append(digest)
             self._any_revoked.set()
 
     async def _keep_revoking(self, link: Link) -> None:
-        self._revoked.clear()
-        while True:
-            while self._revoked:
-                page = tuple(self._revoked[:REVOKED_PER_MESSAGE])
-                del self._revoked[: len(page)]
-                await link.request(say.RevokeTickets(page), say.Done)
-            self._any_revoked = trio.Event()
-            await self._any_revoked.wait()
+        """A process that does not take tickets back is ended."""
+        with suppress(say.PlaneLost):
+            while True:
+                while page := tuple(self._revoked[:REVOKED_PER_MESSAGE]):
+                    del self._revoked[: len(page)]
+                    with trio.move_on_after(START_SECONDS) as patience:
+                        await say.ask(link, say.RevokeTickets(page), say.Done)
+                    if patience.cancelled_caught:
+                        link.drop_nowait("it takes no tickets back")
+                self._any_revoked = trio.Event()
+                await self._any_revoked.wait()
 
 
 class _Numbered:
@@ -455,6 +479,17 @@ def _note(gathered: say.BlobGathered, sources: Sequence[Source], on_progress: On
     if on_progress is not None:
         on_progress(gathered.size, gathered.size)
     return Gathered(gathered.size, gathered.resumed)
+
+
+@contextmanager
+def _noticing_loss(link: Link) -> Iterator[None]:
+    """What breaks with the process is no fault of a holder."""
+    try:
+        yield
+    except PeerUnreachable as error:
+        if link.closed.is_set():
+            raise say.lost(error) from None
+        raise
 
 
 async def _end(process: trio.Process) -> None:

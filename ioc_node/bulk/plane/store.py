@@ -35,8 +35,8 @@ class DiskIndex:
         """See `ShelfIndex`."""
         before = self._touched.get(blob, 0.0)
         if used - before > TOUCHED_SECONDS:
+            self._touched.pop(blob, None)  # to the end, in steps that other threads may come between
             self._touched[blob] = used
-            self._touched.move_to_end(blob)
             while len(self._touched) > TOUCHED_MAX:
                 self._touched.popitem(last=False)
             self.on_touch(blob)
