@@ -9,6 +9,8 @@ import structlog
 import trio
 
 from ioc_node.bulk.gathering import Source
+from ioc_node.bulk.plane.messages import PlaneLost
+from ioc_node.bulk.plane.parent import ATTEMPTS_MAX
 from ioc_node.bulk.transfers import BulkEndpoint
 from ioc_node.errors import NodeError, RequestRefused, StorageUnusable
 from ioc_node.runtime.links import LinkEndpoint
@@ -73,6 +75,7 @@ class ManyBlobs:
     async def _bring_small(
         self, holder: Holder, broken: list[StorageUnusable], scope: trio.CancelScope
     ) -> None:
+        lost = 0
         while page := self._next_page(holder):
             try:
                 tickets = await self._ask(holder, page)
@@ -83,8 +86,10 @@ class ManyBlobs:
                 return
             except (WireError, NodeError) as error:
                 self._faults[holder.key] = str(error)
-                self._up.remove(holder)
                 self._small.extendleft(blob for blob in page if not self._bulk.store.has(blob))
+                if isinstance(error, PlaneLost) and (lost := lost + 1) < ATTEMPTS_MAX:
+                    continue  # no fault of the holder's, but its tickets may be used up
+                self._up.remove(holder)
                 return
             for blob in page:
                 if not self._bulk.store.has(blob):

@@ -226,7 +226,7 @@ async def test_a_hurry_reaches_the_process(alice_store: BlobStore, bob_store: Bl
 async def test_a_blob_without_room_is_refused_and_leaves_nothing(
     alice_store: BlobStore, tmp_path: Path
 ) -> None:
-    store = BlobStore(tmp_path / "narrow", bytes_max=2 * MIB)
+    store = BlobStore(tmp_path / os.fsdecode(b"narrow\xff"), bytes_max=2 * MIB)
     async with open_two(alice_store, store) as (alice, bob):
         info = await alice_store.add_bytes(DATA)
         small = [await alice_store.add_bytes(pattern(60_000 + number)) for number in range(40)]

@@ -1,6 +1,8 @@
 """Datasets between nodes: added, found in the DHT, fetched whole and in part, shared on, compared, withdrawn."""
 
+import os
 import random
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -8,8 +10,12 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.lowlevel
+from msgspec import structs
 
 import ioc_node
+from ioc_node.bulk.plane.parent import ChildPlane
+from ioc_node.config import BulkConfig
 from ioc_node.errors import RequestRefused, UsageError
 from ioc_wire.bulk import format_blob_id
 from ioc_wire.codec import encode
@@ -107,6 +113,31 @@ async def test_a_folder_with_other_contents_is_not_written_over_unasked(
     assert tree(target) == {**tree(folder), "own": b"mine"}
     compared = await town.bob.datasets.compare(name, target)
     assert (compared.same, compared.differences, compared.extra) == (42, 1, ("own",))
+
+
+async def test_a_bulk_process_that_is_killed_is_no_fault_of_the_holder(
+    town: Town, folder: Path, tmp_path: Path, make_home: MakeHome
+) -> None:
+    """Its only holder, which has used up the tickets or not, is asked again."""
+    name = (await town.alice.datasets.add("terrain", folder, announce=True)).row.dataset
+    config = make_home("dave", "consumer", bootstrap=(f"127.0.0.1:{town.core.config.port}",))
+    async with ioc_node.open_node(structs.replace(config, bulk=BulkConfig(offloads=()))) as dave:
+        await dave.wait_joined()
+
+        async def kill() -> None:
+            plane = dave.bulk.plane
+            assert isinstance(plane, ChildPlane)
+            while not dave.bulk.store.list_blobs():  # the page
+                await trio.lowlevel.checkpoint()
+            os.kill(pid := plane.pid, signal.SIGSTOP)
+            while not plane._link or not plane._link.streams:  # the files
+                await trio.lowlevel.checkpoint()
+            os.kill(pid, signal.SIGKILL)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kill)
+            await dave.datasets.get(name, tmp_path / "to-dave")
+    assert tree(tmp_path / "to-dave") == tree(folder)
 
 
 async def test_versions_follow_each_other_and_old_ones_stay(town: Town, folder: Path, tmp_path: Path) -> None:

@@ -173,7 +173,9 @@ class Child:
             Throttle(message.bandwidths.sending, message.bandwidths.weights),
             Throttle(message.bandwidths.receiving, message.bandwidths.weights),
         )
-        self._store = await trio.to_thread.run_sync(PlaneStore, Path(message.folder), self._reserve)
+        self._store = await trio.to_thread.run_sync(
+            PlaneStore, Path(os.fsdecode(message.folder)), self._reserve
+        )
         token = trio.lowlevel.current_trio_token()
         self._store.index.on_touch = lambda blob: token.run_sync_soon(self._tell, say.Touched(blob))
         self._store.on_gone = lambda blob: token.run_sync_soon(self._tell, say.Missing(blob))

@@ -17,7 +17,7 @@ from ioc_wire.links import UnionCodec
 
 PIECE_BYTES: Final = 128 << 10
 """A stream of a blob is passed on in pieces of so many bytes; six of each stream may wait (`SETTINGS`)."""
-SETTINGS: Final = LinkSettings(heartbeat_seconds=3600.0, stall_seconds=300.0, stream_credit=6)
+SETTINGS: Final = LinkSettings(heartbeat_seconds=30.0, stall_seconds=300.0, stream_credit=6)
 OTHER_END: Final = PeerIdentity(key=b"", node_id=NodeId(b""))
 
 _M = TypeVar("_M", bound=Message)
@@ -58,7 +58,7 @@ class OpenPlane(Message, tag=4, frozen=True):
 
     key: bytes
     """The node's Ed25519 seed, 32 bytes."""
-    folder: str
+    folder: bytes
     engine: str
     connections_max: int
     addresses: tuple[str, ...]

@@ -211,7 +211,7 @@ class ChildPlane:
     def _opening(self) -> say.OpenPlane:
         return say.OpenPlane(
             self._key.private_bytes_raw(),
-            os.fspath(self._store.folder.absolute()),
+            os.fsencode(self._store.folder.absolute()),
             self._engine,
             self._connections_max,
             self._addresses,
