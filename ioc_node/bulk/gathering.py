@@ -294,7 +294,11 @@ class Gathering:
             index, data = await reading.receive_chunk()
             if schedule.received(pace, index, trio.current_time()):
                 source.came_by[path] += len(data)
-                await self._put.send((source, (index, data)))
+                try:
+                    await self._put.send((source, (index, data)))
+                except trio.Cancelled:
+                    schedule.spoiled(index)  # dropped while it waited for the disk: nobody has it
+                    raise
             self._drop_laggard(schedule)
 
     def _drop_laggard(self, schedule: Schedule) -> None:

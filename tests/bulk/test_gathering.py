@@ -1,6 +1,7 @@
 """Several holders at once, parts of blobs, streams, and many small ones over one connection."""
 
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ import trio.testing
 from ioc_node.bulk import schedule
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.frames import receive_frame, receive_message, send_message
-from ioc_node.bulk.gathering import Source
+from ioc_node.bulk.gathering import BATCH_CHUNKS_MAX, Gathering, Source
 from ioc_node.bulk.plane import local
 from ioc_node.bulk.quic import Channel
+from ioc_node.bulk.targets import StreamTarget
 from ioc_node.bulk.transfers import BulkEndpoint, open_bulk
 from ioc_node.errors import PeerUnreachable, UsageError
 from ioc_wire.bulk import (
@@ -56,6 +58,11 @@ class Town:
 
     def sources(self) -> list[Source]:
         return [source_of(self.alice, self.bob), source_of(self.carol, self.bob)]
+
+
+def plane_of(bulk: BulkEndpoint) -> local.LocalPlane:
+    assert isinstance(bulk.plane, local.LocalPlane)
+    return bulk.plane
 
 
 def source_of(holder: BulkEndpoint, reader: BulkEndpoint, blob: bytes = BLOB) -> Source:
@@ -380,3 +387,40 @@ async def test_small_blobs_of_nobody_are_unreachable(tmp_path: Path) -> None:
         ticket = alice.issue_ticket(info.blob, bob.public_key, hosts=())
         with pytest.raises(PeerUnreachable, match="names no endpoint"):
             await bob.fetch_small([ticket])
+
+
+async def test_what_a_dropped_connection_could_not_hand_over_is_asked_for_again(town: Town) -> None:
+    """A connection is dropped as a laggard, or with its source, while its newest chunk waits for the disk."""
+    gathering = Gathering(
+        plane_of(town.bob).dialer,
+        BOB,
+        [source_of(town.alice, town.bob)],
+        StreamTarget(BLOB, 0, None, ahead=64),
+        town.bob.counters,
+        connections=lambda _size: 1,
+        throttle=town.bob.throttles.receiving,
+    )
+    asked: deque[int] = deque()
+
+    class Ready:
+        """A connection on which everything that is asked for is here at once."""
+
+        async def ask(self, indexes: Sequence[int]) -> None:
+            asked.extend(indexes)
+
+        async def receive_chunk(self) -> tuple[int, memoryview]:
+            return asked.popleft(), memoryview(b"x")
+
+    gathering._schedule = plan = schedule.Schedule(40, [range(40)])
+    pace = plan.join(0.0)
+    with trio.move_on_after(0.1):  # until it waits, since nobody puts anything away
+        await gathering._read_chunks(gathering.sources[0], Ready(), plan, pace, "path")  # type: ignore[arg-type]
+    plan.leave(pace)
+    handed_over = {gathering._waiting.receive_nowait()[1][0] for _ in range(BATCH_CHUNKS_MAX)}
+    again = plan.join(1.0)
+    wanted: set[int] = set()
+    while taken := plan.take(again, 1.0):
+        wanted.update(taken)
+        for index in taken:
+            plan.received(again, index, 1.0)
+    assert wanted == set(range(40)) - handed_over
