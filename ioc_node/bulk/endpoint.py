@@ -75,6 +75,11 @@ class Listener:
         """Connections that are open now."""
         return len(self._open)
 
+    def close_nowait(self) -> None:
+        """Say goodbye to all."""
+        for channel in self._open:
+            channel.close_nowait("closing")
+
     async def serve(self) -> None:
         """Answer until cancelled."""
         turnstile = current_turnstile()

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.gathering import Source
-from ioc_node.bulk.plane.parent import PlaneProcess
+from ioc_node.bulk.plane.parent import ChildPlane, PlaneProcess
 from ioc_node.bulk.transfers import BulkEndpoint, open_bulk
 from ioc_node.core.bandwidth import Ceilings
 from ioc_node.errors import PeerUnreachable, StorageFull, UsageError
@@ -319,6 +320,28 @@ async def test_a_process_that_does_not_start_is_said_in_one_line(
         monkeypatch.undo()
         with trio.fail_after(20):
             await bob.fetch(alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS))
+
+
+async def test_a_process_that_ends_says_goodbye_to_readers(
+    alice_store: BlobStore, bob_store: BlobStore
+) -> None:
+    """They would wait for seconds, and call again."""
+    throttles = Throttles(Throttle(SLOW, {}), Throttle(NONE, {}))
+    async with (
+        open_bulk(alice_store, ALICE, throttles=throttles, process=PROCESS) as alice,
+        open_bulk(bob_store, BOB) as bob,
+    ):
+        assert isinstance(alice.plane, ChildPlane)
+        info = await alice_store.add_bytes(pattern(2 * MIB))
+
+        def told(_here: int, _size: int) -> None:
+            if not bob.counters.reconnections and (link := alice.plane._link):
+                link.close_nowait("enough")
+
+        with trio.fail_after(20), capture_logs() as lines:
+            await bob.fetch(alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS), on_progress=told)
+        why = [line["error"] for line in lines if line["event"] == "bulk_reconnecting"]
+        assert "closing" in why[0]
 
 
 PARENT = """

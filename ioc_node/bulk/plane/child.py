@@ -162,6 +162,8 @@ class Child:
             background.start_soon(self._keep_counting)
             await self.link.run()
             _log.debug("bulk_process_ends", reason=self.link.close_reason)
+            if self._plane is not None:
+                self._plane.close_nowait()
             os._exit(0)
 
     # -- opening

@@ -84,6 +84,11 @@ class LocalPlane:
         finally:
             self._nursery = None
 
+    def close_nowait(self) -> None:
+        """Say goodbye to readers, which would otherwise wait for a sign of life."""
+        for listener in self.listeners:
+            listener.close_nowait()
+
     # -- reading
 
     async def gather(
