@@ -289,7 +289,7 @@ class Answers:
             target = Path(folder) / name
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                await self.node.bulk.store.export(output.blob, target)
+                await self.node.bulk.export(output.blob, target)
             except OSError as error:
                 raise TaskFailed(f"cannot write {target}: {error.strerror or error}") from None
             files.append(str(target))

@@ -200,7 +200,7 @@ class SharedBlobs:
         """
         report = await self.bring(blob, links)
         try:
-            await self._bulk.store.export(blob, path)
+            await self._bulk.export(blob, path)
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
         return Got(

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import structlog
@@ -235,6 +236,11 @@ class BulkEndpoint:
         """
         async with self._fetches, self.plane.open_blob(sources, start, stop, ahead=ahead) as pieces:
             yield pieces
+
+    async def export(self, blob: bytes, target: Path) -> None:
+        """Write a verified copy of a blob that is here to `target`, all or nothing. Raises `NotFound`, `UsageError`,
+        `StorageFull` or `BlobCorrupt`."""
+        await self.plane.export(blob, target)
 
     # -- bandwidth
 

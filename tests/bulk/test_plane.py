@@ -15,10 +15,11 @@ from structlog.testing import capture_logs
 
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.gathering import Source
+from ioc_node.bulk.plane import parent as plane_parent
 from ioc_node.bulk.plane.parent import ChildPlane, PlaneProcess
 from ioc_node.bulk.transfers import BulkEndpoint, open_bulk
 from ioc_node.core.bandwidth import Ceilings
-from ioc_node.errors import PeerUnreachable, StorageFull, UsageError
+from ioc_node.errors import PeerUnreachable, StorageFull, StorageUnusable, UsageError
 from ioc_node.runtime.throttle import Throttle, Throttles
 from ioc_wire.bulk import Ticket, format_blob_id
 from ioc_wire.errors import BlobCorrupt, NotFound, TicketRefused, WrongPeer
@@ -71,7 +72,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 async def test_everything_a_node_asks_of_its_bulk_port(
-    alice_store: BlobStore, bob_store: BlobStore, tmp_path: Path
+    alice_store: BlobStore, bob_store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One pair of processes: fetch, again, small ones, a stream, refusals, revocation, room, counters."""
     async with open_two(alice_store, bob_store) as (alice, bob):
@@ -89,6 +90,11 @@ async def test_everything_a_node_asks_of_its_bulk_port(
         assert bob_store.bytes_total == len(DATA)
         assert bob.counters.bytes_received == len(DATA)
         await until(lambda: alice.counters.bytes_sent == len(DATA))
+        monkeypatch.setattr(plane_parent, "EXPORT_BYTES_MIN", MIB)
+        await bob.export(info.blob, tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == DATA
+        with pytest.raises(StorageUnusable, match=r"cannot write .*nowhere"):
+            await bob.export(info.blob, tmp_path / "nowhere" / "copy")
         assert 0 not in (alice.plane.pid, bob.plane.pid)
         assert os.getpid() not in (alice.plane.pid, bob.plane.pid)
         assert (await bob.fetch(ticket)).transport == "local"

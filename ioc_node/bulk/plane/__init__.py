@@ -9,6 +9,7 @@ priority (`child.py`), spoken to over a socket pair (`messages.py`).
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from ioc_node.bulk.gathering import Source
@@ -62,6 +63,10 @@ class DataPlane(Protocol):
         self, sources: Sequence[Source], start: int, stop: int | None, *, ahead: int
     ) -> AbstractAsyncContextManager[AsyncIterator[memoryview]]:
         """Bytes of a blob as they arrive; at most `ahead` chunks wait. Iterating raises as `Gathering.run`."""
+        ...
+
+    async def export(self, blob: bytes, target: Path) -> None:
+        """See `BlobShelf.export`."""
         ...
 
     async def call_reader(self, host: str, port: int, reader: bytes, call: bytes) -> None:

@@ -147,6 +147,7 @@ class Child:
         handlers.serve(say.HurryTransfer, self._hurry)
         handlers.serve(say.GetUses, self._uses)
         handlers.serve(say.FetchSmall, self._fetch_small)
+        handlers.serve(say.ExportBlob, self._export)
         handlers.serve(say.ServeReader, self._serve_reader)
         handlers.serve(say.RevokeTickets, self._revoke)
         handlers.serve(say.AwaitEnd, self._await_end)
@@ -262,6 +263,14 @@ class Child:
             Source(ticket, partial(renew, place) if can else None)
             for place, (ticket, can) in enumerate(zip(tickets, renewable, strict=True))
         ]
+
+    async def _export(self, _link: Link, message: say.ExportBlob) -> say.Done | say.Fault:
+        with self._working(message.number):
+            try:
+                await self.plane.export(message.blob, Path(os.fsdecode(message.target)))
+            except NodeError as error:
+                return say.fault_of(error)
+        return say.Done()
 
     async def _serve_reader(self, _link: Link, message: say.ServeReader) -> say.Done | say.Fault:
         begin = self.plane.attend_relay if message.through_relay else self.plane.call_reader

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -128,6 +129,10 @@ class LocalPlane:
         async with open_background() as background:
             background.start_soon(run)
             yield target.pieces()
+
+    async def export(self, blob: bytes, target: Path) -> None:
+        """See `DataPlane`."""
+        await self._store.export(blob, target)
 
     def _gathering(self, sources: Sequence[Source], target: Target, traffic: Traffic) -> Gathering:
         return Gathering(

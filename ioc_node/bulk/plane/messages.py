@@ -144,6 +144,15 @@ class AwaitEnd(Message, tag=29, frozen=True):
     number: int
 
 
+class ExportBlob(Message, tag=30, frozen=True):
+    """Write a verified copy of a blob that is here to the file `target` (as the file system has it). Answer: `Done` or
+    `Fault`."""
+
+    number: int
+    blob: bytes
+    target: bytes
+
+
 class GetUses(Message, tag=14, frozen=True):
     """Answer: `Uses`."""
 
@@ -252,6 +261,7 @@ PLANE_CODEC: Final = UnionCodec(
     | ServeReader
     | RevokeTickets
     | AwaitEnd
+    | ExportBlob
     | GetUses
     | Uses
     | ReserveRoom

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Final, TypeVar
 
 import structlog
@@ -51,6 +52,7 @@ SETTLED_SECONDS: Final = 60.0
 ATTEMPTS_MAX: Final = 3
 """Processes that one transfer may lose."""
 REVOKED_PER_MESSAGE: Final = 4096
+EXPORT_BYTES_MIN: Final = 8 << 20
 
 _T = TypeVar("_T")
 _log = structlog.get_logger()
@@ -324,6 +326,13 @@ class ChildPlane:
     def _numbered(self, sources: Sequence[Source]) -> "_Numbered":
         return _Numbered(self._sources, next(self._numbers), sources)
 
+    async def export(self, blob: bytes, target: Path) -> None:
+        """See `DataPlane`. Small ones are written here: that is sooner done than said."""
+        if self._store.size(blob) < EXPORT_BYTES_MIN:
+            await self._store.export(blob, target)
+            return
+        await self._persist(partial(self._order, _export_order(next(self._numbers), blob, target)))
+
     # -- for readers that cannot dial this node
 
     async def call_reader(self, host: str, port: int, reader: bytes, call: bytes) -> None:
@@ -466,6 +475,10 @@ class _Numbered:
 
     def __exit__(self, *_: object) -> None:
         del self._table[self._number]
+
+
+def _export_order(number: int, blob: bytes, target: Path) -> say.ExportBlob:
+    return say.ExportBlob(number, blob, os.fsencode(target.absolute()))
 
 
 def _tickets_of(sources: Sequence[Source]) -> tuple[tuple[Ticket, ...], tuple[bool, ...]]:
