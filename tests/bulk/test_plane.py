@@ -210,6 +210,7 @@ async def test_ceilings_and_revocations_reach_a_running_transfer(
         assert bob_store.list_partials() == [info.id]  # what arrived waits for another ticket
 
 
+@pytest.mark.slow
 async def test_a_hurry_reaches_the_process(alice_store: BlobStore, bob_store: BlobStore) -> None:
     here: dict[bytes, int] = {}
     async with open_two(alice_store, bob_store, receiving=Ceilings(total=24e6)) as (alice, bob):
@@ -245,6 +246,7 @@ async def test_a_blob_without_room_is_refused_and_leaves_nothing(
         assert (store.bytes_total, store.list_partials()) == (0, [])
 
 
+@pytest.mark.slow
 async def test_what_a_cancelled_order_left_is_accounted_for(
     alice_store: BlobStore, bob_store: BlobStore
 ) -> None:
@@ -328,6 +330,7 @@ async def test_a_process_that_does_not_start_is_said_in_one_line(
             await bob.fetch(alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS))
 
 
+@pytest.mark.slow
 async def test_a_process_that_ends_says_goodbye_to_readers(
     alice_store: BlobStore, bob_store: BlobStore
 ) -> None:
