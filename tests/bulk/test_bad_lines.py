@@ -246,7 +246,9 @@ class Passes(trio.abc.Instrument):
         self.steps += 1
 
 
-@pytest.mark.parametrize(("holder", "reader"), [("qh3", "qh3"), ("aioquic", "aioquic")])
+@pytest.mark.parametrize(
+    ("holder", "reader"), [("qh3", "qh3"), pytest.param("aioquic", "aioquic", marks=pytest.mark.slow)]
+)
 async def test_idle_connections_cost_no_wakeups(holder: str, reader: str) -> None:
     passes = Passes()
 

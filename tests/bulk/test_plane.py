@@ -144,6 +144,7 @@ async def test_everything_a_node_asks_of_its_bulk_port(
             os.kill(pid, 0)
 
 
+@pytest.mark.slow
 async def test_a_killed_process_costs_a_moment_and_no_byte(
     alice_store: BlobStore, bob_store: BlobStore
 ) -> None:
@@ -295,6 +296,7 @@ async def test_a_changed_blob_is_set_aside_by_either_process(
         assert not alice_store.has(info.blob)
 
 
+@pytest.mark.slow
 async def test_a_process_with_nothing_to_do_ends_and_comes_back(
     alice_store: BlobStore, bob_store: BlobStore
 ) -> None:

@@ -63,7 +63,7 @@ async def holding(
             nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("engine", ["qh3", "aioquic"])
+@pytest.mark.parametrize("engine", ["qh3", pytest.param("aioquic", marks=pytest.mark.slow)])
 async def test_a_transfer_survives_the_holders_death(
     tmp_path: Path, bob_store: BlobStore, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,7 +103,7 @@ async def test_every_size(
     assert bob_store.path(info.blob).read_bytes() == pattern(size)
 
 
-@pytest.mark.parametrize("transports", [TCP, SHARED])
+@pytest.mark.parametrize("transports", [TCP, pytest.param(SHARED, marks=pytest.mark.slow)])
 async def test_the_holder_is_killed_in_the_middle(
     tmp_path: Path, bob_store: BlobStore, transports: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

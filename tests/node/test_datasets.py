@@ -115,7 +115,6 @@ async def test_a_folder_with_other_contents_is_not_written_over_unasked(
     assert (compared.same, compared.differences, compared.extra) == (42, 1, ("own",))
 
 
-@pytest.mark.slow
 async def test_a_bulk_process_that_is_killed_is_no_fault_of_the_holder(
     town: Town, folder: Path, tmp_path: Path, make_home: MakeHome
 ) -> None:

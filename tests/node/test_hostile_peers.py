@@ -125,6 +125,7 @@ async def test_garbage_by_the_ten_thousand_changes_nothing(make_home: MakeHome) 
         assert len(core.links.links) == 2
 
 
+@pytest.mark.slow
 async def test_peers_that_say_nothing_cost_a_place_for_some_seconds(
     make_home: MakeHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -256,6 +256,7 @@ async def test_core_nodes_hear_from_each_other_where_providers_say_they_stand(
                     await trio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_where_no_datagram_gets_through_links_are_measured(
     make_home: MakeHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
