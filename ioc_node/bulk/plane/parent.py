@@ -323,8 +323,15 @@ class ChildPlane:
 
                 yield pieces()
 
-    def _numbered(self, sources: Sequence[Source]) -> "_Numbered":
-        return _Numbered(self._sources, next(self._numbers), sources)
+    @contextmanager
+    def _numbered(self, sources: Sequence[Source]) -> Iterator[int]:
+        """A number by which the process asks for new tickets of these sources."""
+        number = next(self._numbers)
+        self._sources[number] = sources
+        try:
+            yield number
+        finally:
+            del self._sources[number]
 
     async def export(self, blob: bytes, target: Path) -> None:
         """See `DataPlane`. Small ones are written here: that is sooner done than said."""
@@ -459,22 +466,6 @@ class ChildPlane:
                         link.drop_nowait("it takes no tickets back")
                 self._any_revoked = trio.Event()
                 await self._any_revoked.wait()
-
-
-class _Numbered:
-    """Sources by the number of their transfer, while it lasts."""
-
-    def __init__(self, table: dict[int, Sequence[Source]], number: int, sources: Sequence[Source]) -> None:
-        self._table = table
-        self._number = number
-        self._sources = sources
-
-    def __enter__(self) -> int:
-        self._table[self._number] = self._sources
-        return self._number
-
-    def __exit__(self, *_: object) -> None:
-        del self._table[self._number]
 
 
 def _export_order(number: int, blob: bytes, target: Path) -> say.ExportBlob:
