@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import groupby
 from typing import Final
@@ -48,6 +48,9 @@ STALL_SECONDS: Final = 15.0
 """A holder that owes something and sends nothing for so long is treated as gone."""
 CHUNK_SECONDS_MAX: Final = 300.0
 """One that sends a little now and then, as it does under a low ceiling, has so long for a chunk."""
+
+Room = Callable[[int], memoryview]
+"""Memory for a chunk of so many bytes."""
 
 
 class Reading:
@@ -116,27 +119,29 @@ class Reading:
             await send_message(self._channel, Want(tuple(_ranges(free)), len(free)))
             self._asked.extend(free)
 
-    async def receive_chunk(self) -> tuple[int, memoryview]:
-        """The next chunk that was asked for, of the right length, not yet verified."""
+    async def receive_chunk(self, room: Room) -> tuple[int, memoryview]:
+        """The next chunk that was asked for, of the right length, not yet verified, in memory that `room` gave."""
         await self._ask_in_turn()
-        index = self._asked.popleft()
-        found, data = _chunk_of(*await self._receive_patiently())
-        if found != index or len(data) != chunk_length(self.size, index):
+        index, began = self._asked.popleft(), trio.current_time()
+        await self._wait_for(FRAME_HEADER.size, began)
+        kind, length = decode_frame_header(self._channel.take_nowait(FRAME_HEADER.size))
+        await self._wait_for(length, began)
+        if kind != CHUNK_FRAME:
+            raise _not_a_chunk(kind, self._channel.take_nowait(length))
+        (found,) = CHUNK_INDEX.unpack(self._channel.take_nowait(CHUNK_INDEX.size))
+        length -= CHUNK_INDEX.size
+        if found != index or length != chunk_length(self.size, index):
             blob = format_blob_id(self.ticket.blob)
-            raise BlobCorrupt(f"asked for chunk {index} of {blob}, got {len(data)} bytes of chunk {found}")
+            raise BlobCorrupt(f"asked for chunk {index} of {blob}, got {length} bytes of chunk {found}")
+        data = room(length)
+        self._channel.take_into_nowait(data)
         return index, data
 
-    async def _receive_patiently(self) -> tuple[int, bytes]:
-        """A frame, for as long as something of it keeps coming."""
-        began = trio.current_time()
-        header = await self._wait_for(FRAME_HEADER.size, began)
-        kind, length = decode_frame_header(header)
-        return kind, await self._wait_for(length, began)
-
-    async def _wait_for(self, count: int, began: float) -> bytes:
+    async def _wait_for(self, count: int, began: float) -> None:
+        """Return when the next `count` bytes are here; wait for as long as something of them keeps coming."""
         while True:
             with trio.move_on_after(STALL_SECONDS):
-                return await self._channel.receive_exactly(count)
+                return await self._channel.wait_received(count)
             now = trio.current_time()
             if now - max(self._channel.data_at, began) >= STALL_SECONDS:
                 raise ChannelBroken(f"{self._channel.peer[0]} sent nothing for {STALL_SECONDS:g} s")
@@ -174,12 +179,16 @@ def _chunk_of(kind: int, payload: bytes) -> tuple[int, memoryview]:
     if kind == CHUNK_FRAME:
         (found,) = CHUNK_INDEX.unpack_from(payload)
         return found, memoryview(payload)[CHUNK_INDEX.size :]
+    raise _not_a_chunk(kind, payload)
+
+
+def _not_a_chunk(kind: int, payload: bytes) -> Exception:
     message = decode_frame(kind, payload)
     if isinstance(message, Refusal):
-        raise error_of(message.code, message.detail)
+        return error_of(message.code, message.detail)
     if isinstance(message, Missed):
-        raise _NotThisOne(message.place, error_of(message.code, message.detail))
-    raise Malformed(f"expected a chunk, got {type(message).__name__}")
+        return _NotThisOne(message.place, error_of(message.code, message.detail))
+    return Malformed(f"expected a chunk, got {type(message).__name__}")
 
 
 @asynccontextmanager

@@ -88,6 +88,10 @@ class Target(Protocol):
         """Verify what is doubtful; called once, after `begin`, while chunks arrive."""
         ...
 
+    def room(self, length: int) -> memoryview:
+        """Memory for a chunk of `length` bytes that arrives; `keep` takes it back, unless the chunk is dropped."""
+        ...
+
     async def keep(self, chunks: Sequence[Chunk]) -> list[int]:
         """Verify chunks and put them away; the indexes of those that were no good."""
         ...
@@ -291,7 +295,7 @@ class Gathering:
                 with trio.move_on_after(LOOK_AGAIN_SECONDS):
                     await self._changed.park()
                 continue
-            index, data = await reading.receive_chunk()
+            index, data = await reading.receive_chunk(self._target.room)
             if schedule.received(pace, index, trio.current_time()):
                 source.came_by[path] += len(data)
                 try:

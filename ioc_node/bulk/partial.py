@@ -17,6 +17,7 @@ from typing import Final
 
 import trio
 
+from ioc_node.bulk.direct import DirectFile, open_direct
 from ioc_node.bulk.disk import (
     FILE_MODE,
     copy_range,
@@ -59,6 +60,7 @@ class PartialBlob:
         self._on_finished = on_finished
         self._what = format_blob_id(info.blob)
         self._data = self._marks = -1
+        self._direct: DirectFile | None = None
         self._linked = False
         self._lock = threading.Lock()
         self._present = bytearray(len(info.chunks))
@@ -86,6 +88,7 @@ class PartialBlob:
             except OSError:
                 self.close()
                 raise
+        self._direct = open_direct(_file(self._stem, ".data"), self.info.size)
         self._doubtful[: len(marks)] = bytes(map(bool, marks))
 
     def recheck_sync(self) -> None:
@@ -176,7 +179,7 @@ class PartialBlob:
         """Verify and keep one chunk. Raises `BlobCorrupt` (nothing is kept) or `StorageFull`."""
         check_chunk(self.info, index, data)
         with told_when_full(self._what, self._stem.parent):
-            write_at(self._data, data, index * limits.CHUNK_BYTES)
+            self._write([data], index)
             write_at(self._marks, b"\1", index)
         self._keep(index)
 
@@ -189,11 +192,17 @@ class PartialBlob:
             members = [chunk for _, chunk in run]
             first = members[0][0]
             with told_when_full(self._what, self._stem.parent):
-                write_all_at(self._data, [data for _, data in members], first * limits.CHUNK_BYTES)
+                self._write([data for _, data in members], first)
                 write_at(self._marks, b"\1" * len(members), first)
             for index, _ in members:
                 self._keep(index)
         return spoiled
+
+    def _write(self, chunks: Sequence[bytes | memoryview], first: int) -> None:
+        """Write chunks that follow one another to their place."""
+        written = self._direct.write(chunks, first * limits.CHUNK_BYTES) if self._direct is not None else 0
+        if rest := chunks[written:]:
+            write_all_at(self._data, rest, (first + written) * limits.CHUNK_BYTES)
 
     async def write_chunk(self, index: int, data: bytes | memoryview) -> None:
         """`write_chunk_sync` in a worker thread."""
@@ -265,6 +274,9 @@ class PartialBlob:
             if descriptor >= 0:
                 os.close(descriptor)
         self._data = self._marks = -1
+        if self._direct is not None:
+            self._direct.close()
+            self._direct = None
 
 
 def _runs(states: bytes | bytearray, state: int) -> Iterator[range]:

@@ -100,6 +100,11 @@ class Channel:
 
     async def receive_exactly(self, count: int) -> bytes:
         """The next `count` bytes; raises `ChannelBroken` when fewer are to come."""
+        await self.wait_received(count)
+        return self.take_nowait(count)
+
+    async def wait_received(self, count: int) -> None:
+        """Return when the next `count` bytes are here; raises `ChannelBroken` when fewer are to come."""
         while self._buffered < count:
             self._raise_fault()
             if self._peer_finished:
@@ -108,8 +113,17 @@ class Channel:
             self._readable = trio.Event()
             self._expect()
             await self._readable.wait()
-        self._buffered -= count
-        return self._take(count)
+
+    def take_nowait(self, count: int) -> bytes:
+        """The next `count` bytes, which are here."""
+        return b"".join(self._take(count))
+
+    def take_into_nowait(self, target: memoryview) -> None:
+        """Fill `target` with the next bytes, which are here."""
+        at = 0
+        for part in self._take(len(target)):
+            target[at : at + len(part)] = part
+            at += len(part)
 
     async def wait_expecting(self) -> None:
         """Return when the application waits for the peer."""
@@ -343,8 +357,9 @@ class Channel:
             self._expecting = trio.Event()
             self._readable.set()
 
-    def _take(self, count: int) -> bytes:
+    def _take(self, count: int) -> list[memoryview]:
         taken: list[memoryview] = []
+        self._buffered -= count
         while count:
             part = self._parts.popleft()
             if len(part) > count:
@@ -352,7 +367,7 @@ class Channel:
                 part = part[:count]
             count -= len(part)
             taken.append(part)
-        return b"".join(taken)
+        return taken
 
     def _has_room(self, count: int) -> bool:
         buffered = self._buffered_bytes()

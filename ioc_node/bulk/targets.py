@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import trio
 
+from ioc_node.bulk.buffers import ChunkBuffers
 from ioc_node.bulk.gathering import Chunk, Rechecked
 from ioc_node.bulk.offload import Landing
 from ioc_node.bulk.partial import RECHECK_CHUNKS
@@ -23,6 +24,7 @@ class DiskTarget:
     def __init__(self, landing: Landing, on_progress: OnProgress | None) -> None:
         self._landing = landing
         self._on_progress = on_progress
+        self._buffers = ChunkBuffers(limits.CHUNK_BYTES)
 
     async def resume(self) -> BlobInfo | None:
         """What an earlier attempt left says what the blob is."""
@@ -36,6 +38,7 @@ class DiskTarget:
     async def begin(self, info: BlobInfo) -> Schedule:
         """Reserve the room; raises `BlobCorrupt` for a wrong hash list, `StorageFull`."""
         partial = await self._landing.begin_doubtful(info)
+        self._buffers = ChunkBuffers(min(limits.CHUNK_BYTES, info.size))
         return Schedule(len(info.chunks), partial.absent_runs(), doubtful=partial.doubtful_runs())
 
     async def recheck(self, told: Rechecked) -> None:
@@ -49,6 +52,10 @@ class DiskTarget:
                 if self._on_progress is not None:
                     self._on_progress(partial.bytes_present, partial.info.size)
 
+    def room(self, length: int) -> memoryview:
+        """A buffer that goes around."""
+        return self._buffers.take(length)
+
     async def keep(self, chunks: Sequence[Chunk]) -> list[int]:
         """Verify and write; the indexes of those that were no good."""
         partial = self._landing.partial
@@ -59,6 +66,7 @@ class DiskTarget:
             if index not in spoiled and self._on_progress is not None:
                 here += len(data)
                 self._on_progress(here, partial.info.size)
+            self._buffers.give_back(data)
         return spoiled
 
 
@@ -108,6 +116,10 @@ class StreamTarget:
 
     async def recheck(self, _told: Rechecked) -> None:
         """Nothing was here before."""
+
+    def room(self, length: int) -> memoryview:
+        """Memory that the consumer may keep."""
+        return memoryview(bytearray(length))
 
     async def keep(self, chunks: Sequence[Chunk]) -> list[int]:
         """Verify; what is good waits for its turn."""

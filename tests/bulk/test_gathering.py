@@ -408,7 +408,7 @@ async def test_what_a_dropped_connection_could_not_hand_over_is_asked_for_again(
         async def ask(self, indexes: Sequence[int]) -> None:
             asked.extend(indexes)
 
-        async def receive_chunk(self) -> tuple[int, memoryview]:
+        async def receive_chunk(self, _room: object) -> tuple[int, memoryview]:
             return asked.popleft(), memoryview(b"x")
 
     gathering._schedule = plan = schedule.Schedule(40, [range(40)])
