@@ -27,7 +27,7 @@ import trio
 
 from bench.catalogue_files import Change, Made, opened
 from bench.catalogue_gauges import StepTimes, forget_peak, gauges
-from bench.catalogue_load import Queries, Statuses, finish
+from bench.catalogue_load import Queries, Statuses
 from bench.catalogue_records import Population
 from ioc_node import open_node
 from ioc_node.config import NodeConfig
@@ -49,7 +49,7 @@ async def take_in(gossip: CoreGossip, news: HeadNews, entries: tuple[bytes, ...]
     """As the node does with its own catalogue, whosever this is."""
     while True:
         try:
-            await finish(gossip.publish_own, news, entries)
+            await gossip.publish_own(news, entries)
         except Busy:  # it is taking up what it holds
             await trio.sleep(0.01)
         else:
@@ -183,7 +183,7 @@ class Member:
         began, cpu, seconds = trio.current_time(), time.process_time(), told["seconds"]
         for number, news in enumerate(self._renewals):
             await trio.sleep_until(began + seconds * number / len(self._renewals))
-            await finish(self.core.gossip.publish_own, news, ())
+            await self.core.gossip.publish_own(news, ())
         await trio.sleep_until(began + seconds)
         return {"cpu_share": (time.process_time() - cpu) / seconds, **self._held()}
 

@@ -117,6 +117,7 @@ class Intake:
             raise WrongRoot(f"{len(self._seqs)} entries towards head {head.seq}")
         yield
         yield from self._refuse_twins()
+        yield  # it has forgotten a name for each slot
         table = yield from self.base.table.changing(self._seqs, self._names, head.slots)
         self.tree, self.table = tree, table
         self.changed = (*self._seqs, *range(head.slots, len(self.base.table)))

@@ -22,7 +22,7 @@ _HASH_MASK: Final = (1 << 64 - SLOT_BITS) - 1
 assert SLOTS_MAX <= _SLOT_MASK
 
 
-STEP_SLOTS: Final = 2048
+STEP_SLOTS: Final = 1024
 """Slots and names worked through between two pauses: about a millisecond."""
 _FEW: Final = 64
 """Where fewer than one in so many names come and go, each is taken out or put in by itself."""
@@ -82,6 +82,7 @@ class SlotTable:
     ) -> "Generator[None, None, SlotTable]":
         """`changed` in steps of STEP_SLOTS."""
         new_seqs, hashes = _resized(self._seqs, count), _resized(self._hashes, count)
+        yield
         gone: set[int] = set()
         fresh = array("Q")
         for done, slot in enumerate(chain(seqs, range(count, len(self))), 1):

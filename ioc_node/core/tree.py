@@ -56,8 +56,10 @@ class MerkleTree:
         if sum(index >= kept for index in dirty) != count - kept:
             return None
         level = _resized(self._levels[0], count)
-        for index in dirty:
+        for done, index in enumerate(dirty, 1):
             level[index * _SIZE : (index + 1) * _SIZE] = leaves[index]
+            if done % STEP_HASHES == 0:
+                yield
         if kept != len(self) and count:
             dirty.add(count - 1)  # its ancestors lost a right child
         if kept != count and kept:
@@ -78,6 +80,7 @@ class MerkleTree:
             dirty = {index >> 1 for index in dirty}
             dirty.update(range(len(known) // _SIZE, (width + 1) // 2))
             above = _resized(known, (width + 1) // 2)
+            yield
             if 4 * len(dirty) > width:
                 yield from _hash_all(levels[-1], above)
             else:
@@ -101,6 +104,7 @@ def _joined(leaves: Mapping[int, bytes]) -> Generator[None, None, bytearray | No
 def _hash_all(level: bytearray, above: bytearray) -> Iterator[None]:
     """Work out every node of a level: a third of the cost per node of picking them one by one."""
     sha256, packed = hashlib.sha256, bytes(level)
+    yield
     pairs = len(packed) // (2 * _SIZE)
     for first in range(0, pairs, STEP_HASHES):
         spans = range(2 * _SIZE * first, 2 * _SIZE * min(first + STEP_HASHES, pairs), 2 * _SIZE)

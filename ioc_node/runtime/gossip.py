@@ -123,11 +123,28 @@ class CoreGossip:
         """Have `tell(provider, part)` called, synchronously, when there is new status for one part of its slots."""
         self._status_told.append(tell)
 
-    def publish_own(self, news: wire.HeadNews, entries: tuple[bytes, ...]) -> None:
-        """Take in the catalogue of this very node, where it is a provider too."""
-        self.catalogue.interests.guest_came(news.head.key)
+    async def publish_own(self, news: wire.HeadNews, entries: tuple[bytes, ...]) -> None:
+        """Take in the catalogue of this very node, where it is a provider too, in steps: none of it is held before all
+        of it is, and of several under way the newest stays. Raises `Busy` before `run` has begun.
+        """
+        provider = news.head.key
+        self.catalogue.interests.guest_came(provider)
         self.feed(ev.NewsReceived(None, (news,)))
-        self.feed(ev.EntriesFetched(None, news.head.key, 0, news.head, entries))
+        self.feed(await self._prepare_own(provider, news.head, entries))
+
+    async def _prepare_own(
+        self, provider: bytes, head: Signed, entries: tuple[bytes, ...]
+    ) -> ev.EntriesPrepared | ev.EntriesRefused:
+        while True:
+            try:
+                intake = self.catalogue.begin(provider)
+                await run_with_pauses(intake.add(entries))
+                target = await run_with_pauses(self.catalogue.close(intake, head, unix=time.time()))
+            except WireError as error:
+                return ev.EntriesRefused(None, provider, 0, error)
+            replica = self.catalogue.replica(provider)
+            if replica is None or replica.base is intake.base:  # else another one was quicker
+                return ev.EntriesPrepared(None, provider, 0, intake, target)
 
     def publish_own_status(self, batches: Sequence[Signed]) -> None:
         self.feed(ev.StatusReceived(None, tuple(batches)))

@@ -46,7 +46,7 @@ class Publisher:
         self.own.commit(unix=time.time())
         assert self.own.head is not None
         news = HeadNews(self.own.head, delegated("one", "cn.r3301.20001", "provider"), None)
-        self.home.gossip.publish_own(news, self.own.entries_after(0))
+        await self.home.gossip.publish_own(news, self.own.entries_after(0))
         await until(lambda: all(node.gossip.catalogue.find(cid) is not None for node in self.nodes), SECONDS)
 
 

@@ -29,7 +29,7 @@ async def test_no_head_or_status_of_a_burst_is_lost() -> None:
             assert own.head is not None
             prefix = f"cn.r3301.{20000 + number}"
             chain = (sign(ROOT, Delegation(public_bytes(key), prefix, ("provider",), now - 10, now + 3600)),)
-            alice.gossip.publish_own(HeadNews(own.head, chain, None), own.entries_after(0))
+            await alice.gossip.publish_own(HeadNews(own.head, chain, None), own.entries_after(0))
             row = StatusRow(0, 1000, 1, (), 0, 0)
             statuses[own.key] = own.sign_status([row] * 400, unix=now)[0]
             alice.gossip.feed(ev.StatusReceived(None, (statuses[own.key],)))
