@@ -19,6 +19,7 @@ import trio
 from ioc_node.api import AddCollector, CollectorAdded, Warned
 from ioc_node.collectors.collector import (
     HOSTS_MAX,
+    REASON_CHARS_MAX,
     Collected,
     CollectedHost,
     Collector,
@@ -61,6 +62,8 @@ class AtWork:
     failures: int = 0
     failure: str = ""
     left_out: LeftOut = LeftOut(0, ())
+    unsettled: Collected | None = None
+    """What was found and not registered, since something failed in between: a collector may not tell it again."""
 
     def warning(self) -> str:
         """For people; empty where all is well."""
@@ -166,6 +169,7 @@ class Collecting:
             await trio.sleep(work.config.interval_seconds)
 
     def _failed(self, work: AtWork, reason: str) -> None:
+        reason = " ".join(reason.split())[:REASON_CHARS_MAX]  # others' words
         work.failures += 1
         if reason != work.failure or work.failures == FAILURES_MAX:
             _log.warning(
@@ -178,13 +182,12 @@ class Collecting:
     async def look(self, work: AtWork) -> Round | None:
         """Look once; None where nothing changed. Raises `CollectorFailed`, `StorageFull`."""
         started = trio.current_time()
-        collected = await _collect(work)
+        collected = await collect_once(work.collector) or work.unsettled
         if collected is None:
+            self._registrar.offer_again(work.config.key)
             return None
-        try:
-            hosts, refused = await trio.to_thread.run_sync(self._plan, collected.hosts)
-        except (AttributeError, TypeError, ValueError) as error:  # made of other things than it should be
-            raise CollectorFailed(f"what it returned cannot be used: {error}") from None
+        work.unsettled = collected
+        hosts, refused = await trio.to_thread.run_sync(self._plan, collected.hosts)
         faults = [*collected.refused, *refused]
         replaced = await self._registrar.replace(work.config.key, hosts)
         reasons = (*map(str, faults), *(f"{cid}: {reason}" for cid, reason in replaced.refused))
@@ -198,7 +201,7 @@ class Collecting:
                 added=replaced.added, changed=replaced.changed, removed=replaced.removed, refused=left_out.count,
                 ms=math.ceil((trio.current_time() - started) * 1000),
             )  # fmt: skip
-        work.left_out = left_out
+        work.left_out, work.unsettled = left_out, None
         return Round(Collected(collected.source, collected.hosts, tuple(faults)), replaced)
 
     def _plan(
@@ -207,23 +210,29 @@ class Collecting:
         return plan_hosts(hosts, prefix=self._prefix, endpoint=self._endpoint)
 
 
-def _where(error: Exception) -> str:
+def _where(error: BaseException) -> str:
     """An exception in a line, for whoever wrote the code that raised it."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
 
 
-async def _collect(work: AtWork) -> Collected | None:
+async def collect_once(collector: Collector) -> Collected | None:
     """One look. Raises `CollectorFailed`, also for what a collector should not raise."""
     try:
-        collected = await work.collector.collect()
+        collected = await collector.collect()
     except NodeError:
         raise
-    except Exception as error:  # noqa: BLE001 - a collector of others may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a collector of others may raise anything
         raise CollectorFailed(f"it crashed: {_where(error)}") from None
-    if collected is not None and not isinstance(collected, Collected):
+    if collected is None:
+        return None
+    if not isinstance(collected, Collected):
         raise CollectorFailed(f"it returned a {type(collected).__name__}, not what it collected")
-    if collected is not None and len(collected.hosts) > HOSTS_MAX:
+    for name in ("hosts", "refused"):
+        found = getattr(collected, name)
+        if not isinstance(found, tuple | list):
+            raise CollectorFailed(f"it returned {name}: a {type(found).__name__}, not a tuple")
+    if len(collected.hosts) > HOSTS_MAX:
         raise CollectorFailed(f"{len(collected.hosts)} hosts, at most {HOSTS_MAX}: use several providers")
     return collected
 
@@ -232,8 +241,17 @@ def plan_hosts(
     hosts: Sequence[CollectedHost], *, prefix: str, endpoint: Endpoint | None
 ) -> tuple[list[tuple[Resource, Free | None]], list[RefusedRow]]:
     """The resources of collected hosts, with what is free, and what cannot be one. Of two with one path the first
-    counts; a host whose free amounts cannot be is out of service.
+    counts; a host whose free amounts cannot be is out of service. Raises `CollectorFailed`.
     """
+    try:
+        return _plan_each(hosts, prefix, endpoint)
+    except (AttributeError, TypeError, ValueError) as error:  # made of other things than it should be
+        raise CollectorFailed(f"what it returned cannot be used: {error}") from None
+
+
+def _plan_each(
+    hosts: Sequence[CollectedHost], prefix: str, endpoint: Endpoint | None
+) -> tuple[list[tuple[Resource, Free | None]], list[RefusedRow]]:
     planned: dict[str, tuple[Resource, Free | None]] = {}
     refused: list[RefusedRow] = []
     for each in hosts:

@@ -209,20 +209,29 @@ class NodeConfig(_Table, frozen=True, kw_only=True):
         folder = home_folder(home)
         path = folder / CONFIG_NAME
         try:
-            document = tomllib.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise ConfigError(
                 f"{path} does not exist: make it with `ioc-node --home {folder} init`"
             ) from None
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
             raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        return msgspec.structs.replace(cls.parse(text, str(path)), home=folder)
+
+    @classmethod
+    def parse(cls, text: str, source: str = CONFIG_NAME) -> Self:
+        """What the text of a `config.toml` says. Raises `ConfigError`."""
+        try:
+            document = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
+            raise ConfigError(f"{source}: not valid TOML: {error}") from None
         if "home" in document:
-            raise ConfigError(f"{path}: home: unknown key; the home folder is the one that the file is in")
-        config = convert_document(document, cls, str(path))
-        config.check(str(path))
-        return msgspec.structs.replace(config, home=folder)
+            raise ConfigError(f"{source}: home: unknown key; the home folder is the one that the file is in")
+        config = convert_document(document, cls, source)
+        config.check(source)
+        return config
 
     def document(self) -> dict[str, Any]:
         """What `config.toml` says: every key that differs from its default. The home folder is where the file is."""

@@ -70,6 +70,7 @@ class Registrar:
         self._dht: Dht | None = None
         self._collected: dict[str, dict[str, Resource]] = {}
         self._rows: dict[str, tuple[StatusRow, ...]] = {}
+        self._silenced: dict[str, tuple[StatusRow, ...]] = {}
 
     @property
     def resources(self) -> tuple[Resource, ...]:
@@ -134,6 +135,7 @@ class Registrar:
         rows = await self._collected_rows(
             (known[each.cid], free) for each, free in fresh if free is not None and each.cid in known
         )
+        self._silenced.pop(collector, None)
         self._tell_rows(collector, rows)
         faults += refused
         bad = {cid for cid, _ in refused}
@@ -143,7 +145,13 @@ class Registrar:
 
     def silence(self, collector: str) -> None:
         """Nothing is known of a collector's hosts now: they are not offered, and stay registered."""
+        self._silenced.setdefault(collector, self._rows.get(collector, ()))
         self._tell_rows(collector, ())
+
+    def offer_again(self, collector: str) -> None:
+        """A collector answers, and nothing changed: what was free of its hosts before it was silenced is so now."""
+        if collector in self._silenced:
+            self._tell_rows(collector, self._silenced.pop(collector))
 
     def _tell_rows(self, collector: str, rows: tuple[StatusRow, ...]) -> None:
         """What of a collector's hosts is free now, told at once where it changed."""

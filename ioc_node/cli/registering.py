@@ -1,5 +1,6 @@
 """`register`: identifiers of this provider, and hosts that a collector finds: an inventory, a cluster, this machine."""
 
+import stat
 import time
 import tomllib
 from collections import Counter
@@ -14,11 +15,12 @@ import trio
 from rich.console import Console
 
 from ioc_node import api
+from ioc_node.bulk.disk import write_file
 from ioc_node.cli.common import ask, plain, print_json, show, stdout, table, with_home
-from ioc_node.collecting import plan_hosts
-from ioc_node.collectors.collector import Collected, load_collector
+from ioc_node.collecting import collect_once, plan_hosts
+from ioc_node.collectors.collector import Collected, CollectorFailed, load_collector
 from ioc_node.config import CONFIG_NAME, CollectorConfig, NodeConfig
-from ioc_node.errors import PeerUnreachable, UsageError
+from ioc_node.errors import ConfigError, PeerUnreachable, UsageError
 from ioc_node.identity import load_identity
 from ioc_wire.records import Endpoint
 
@@ -119,8 +121,13 @@ def _look(home: Path, collector: CollectorConfig) -> dict[str, Any]:
         raise UsageError(f"{home} is the home of a {config.role} node: only a provider registers hosts")
     prefix = load_identity(config, now=time.time()).prefix
     looking = load_collector(collector.name, collector.options, config.home)
-    collected = trio.run(looking.collect) or Collected(collector.name, ())
-    planned, refused = plan_hosts(collected.hosts, prefix=prefix, endpoint=Endpoint("localhost", config.port))
+    try:
+        collected = trio.run(collect_once, looking) or Collected(collector.name, ())
+        planned, refused = plan_hosts(
+            collected.hosts, prefix=prefix, endpoint=Endpoint("localhost", config.port)
+        )
+    except CollectorFailed as error:
+        raise CollectorFailed(f"collector {collector.name}: {error}") from None
     faults = [str(fault) for fault in (*collected.refused, *refused)]
     records = [resource.description for resource, _ in planned]
     devices: Counter[str] = Counter()
@@ -144,12 +151,15 @@ def _add(home: Path, collector: CollectorConfig) -> dict[str, Any]:
     message = api.AddCollector(
         collector.name, collector.interval_seconds, msgspec.json.encode(collector.options)
     )
+    text = _config_with(home, collector)
     try:
         added = ask(home, lambda node: node.add_collector(message))
     except PeerUnreachable:
-        _enter(home, collector)
+        added = None
+    if text is not None:
+        _replace_config(home, text)
+    if added is None:
         return {"running": False}
-    _enter(home, collector)
     return {
         "running": True,
         "added": added.added,
@@ -159,18 +169,30 @@ def _add(home: Path, collector: CollectorConfig) -> dict[str, Any]:
     }
 
 
-def _enter(home: Path, collector: CollectorConfig) -> None:
-    """Add a collector to config.toml, unless it is there."""
+def _config_with(home: Path, collector: CollectorConfig) -> str | None:
+    """config.toml with one more collector; None where it is there. Raises `UsageError` where it has no place for it."""
     if any(each.key == collector.key for each in NodeConfig.load(home).collectors):
-        return
-    path, written = home / CONFIG_NAME, home / f"{CONFIG_NAME}.new"
+        return None
     facts = {"name": collector.name, "interval_seconds": collector.interval_seconds}
-    text = f"[[collectors]]\n{tomli_w.dumps(facts)}"  # the whole at once might become an inline list: for the end only
+    more = f"[[collectors]]\n{tomli_w.dumps(facts)}"  # the whole at once might become an inline list: for the end only
     if collector.options:
-        text += f"\n{tomli_w.dumps({'collectors': {'options': collector.options}})}"
-    written.write_text(f"{path.read_text(encoding='utf-8').rstrip()}\n\n{text}", encoding="utf-8")
-    written.replace(path)
-    NodeConfig.load(home)
+        more += f"\n{tomli_w.dumps({'collectors': {'options': collector.options}})}"
+    path = home / CONFIG_NAME
+    text = f"{path.read_text(encoding='utf-8').rstrip()}\n\n{more}"
+    try:
+        NodeConfig.parse(text)
+    except ConfigError as error:
+        raise UsageError(f"{path} has no place for one more [[collectors]] at its end ({error})") from None
+    return text
+
+
+def _replace_config(home: Path, text: str) -> None:
+    """It keeps its mode, and the place that it is a link to."""
+    path = (home / CONFIG_NAME).resolve()
+    try:
+        write_file(path, text.encode(), stat.S_IMODE(path.stat().st_mode))
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def render_inventory(console: Console, facts: dict[str, Any]) -> None:

@@ -32,6 +32,9 @@ CORES_MAX: Final = 4096
 MEMORY_MIB_MAX: Final = 1 << 27
 """128 TiB; above this a size is taken for one in another unit."""
 DEVICES_MAX: Final = 1024
+COLUMN_CHARS_MAX: Final = 64
+REASON_CHARS_MAX: Final = 300
+"""Of what was refused, as people see it: a cell may hold megabytes."""
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 
@@ -101,7 +104,8 @@ class RefusedRow:
 
     def __str__(self) -> str:
         where = f"line {self.line}: " if self.line else ""
-        return where + (f"{self.column}: " if self.column else "") + self.reason
+        column = f"{str(self.column)[:COLUMN_CHARS_MAX]}: " if self.column else ""
+        return f"{where}{column}{str(self.reason)[:REASON_CHARS_MAX]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +147,8 @@ def free_fault(host: Host, free: Free) -> str:
     ):
         pairs.append((f"thousandths of {group.model}", part, all_of_it))
     for what, part, all_of_it in pairs:
+        if type(part) is not int:  # code may have made it: a float would spoil the provider's whole status
+            return f"{str(part)[:40]} {what} are free: not an int"
         if part < 0:
             return f"{part} {what} are free: more is in use than there is"
         if part > all_of_it:

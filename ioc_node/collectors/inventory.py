@@ -24,6 +24,7 @@ from ioc_node.collectors.collector import (
     RefusedRow,
     read_options,
 )
+from ioc_node.collectors.files import BadFile, read_text
 from ioc_node.collectors.mapping import (
     ColumnMapping,
     RowFault,
@@ -79,7 +80,10 @@ class InventoryCollector:
 
 def read_inventory(path: Path, mapping: ColumnMapping) -> Collected:
     """All hosts of a file. Raises `CollectorFailed` where it cannot be read as a whole."""
-    text = _text_of(path)
+    try:
+        text = read_text(path, FILE_BYTES_MAX)
+    except BadFile as error:
+        raise CollectorFailed(f"inventory {path}: {error}") from None
     hosts: list[CollectedHost] = []
     refused: list[RefusedRow] = []
     lines: dict[str, int] = {}
@@ -100,17 +104,6 @@ def read_inventory(path: Path, mapping: ColumnMapping) -> Collected:
     return Collected(str(path), tuple(hosts), tuple(refused))
 
 
-def _text_of(path: Path) -> str:
-    try:
-        if path.stat().st_size > FILE_BYTES_MAX:
-            raise CollectorFailed(f"inventory {path} is longer than {FILE_BYTES_MAX} bytes")
-        return path.read_text("utf-8-sig")
-    except OSError as error:
-        raise CollectorFailed(f"inventory {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise CollectorFailed(f"inventory {path}: not UTF-8 at byte {error.start}") from None
-
-
 def _rows(path: Path, text: str, mapping: ColumnMapping) -> Iterator[Row]:
     if path.suffix == ".csv":
         return _csv_rows(path, text, mapping)
@@ -121,7 +114,7 @@ def _rows(path: Path, text: str, mapping: ColumnMapping) -> Iterator[Row]:
             document = msgspec.json.decode(text)
         else:
             raise CollectorFailed(f"inventory {path}: the name must end in .csv, .toml or .json")
-    except (tomllib.TOMLDecodeError, msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of JSON, of numbers with thousands of digits
         raise CollectorFailed(f"inventory {path}: {error}") from None
     rows = document.get("hosts") if isinstance(document, dict) else document
     if not isinstance(rows, list):
@@ -145,14 +138,21 @@ def _csv_rows(path: Path, text: str, mapping: ColumnMapping) -> Iterator[Row]:
     if missing := missing_columns(mapping, columns):
         raise CollectorFailed(f"inventory {path}: line 1: column {missing[0]!r} is missing")
     while True:
+        line = reader.line_num + 1
+        fault, cells = "", []
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield reader.line_num, RowFault("", str(error))
-            continue
+            fault = str(error)
         if cells and len(cells) != len(columns):
-            yield reader.line_num, RowFault("", f"{len(cells)} cells, the first line names {len(columns)}")
+            fault = f"{len(cells)} cells, the first line names {len(columns)}"
+        if fault and reader.line_num > line:  # hosts that it swallowed would be taken for gone
+            raise CollectorFailed(
+                f"inventory {path}: line {line}: a quoted cell that goes on to line {reader.line_num}: {fault}"
+            )
+        if fault:
+            yield line, RowFault("", fault)
         elif cells:
-            yield reader.line_num, dict(zip(columns, cells, strict=True))
+            yield line, dict(zip(columns, cells, strict=True))

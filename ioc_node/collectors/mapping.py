@@ -31,6 +31,7 @@ from ioc_node.collectors.collector import (
     free_fault,
     whole,
 )
+from ioc_node.collectors.files import BadFile, read_text
 from ioc_wire.records import Tflops
 
 MAPPING_BYTES_MAX: Final = 1 << 20
@@ -110,12 +111,9 @@ def load_mapping(path: Path | None) -> ColumnMapping:
     if path is None:
         return ColumnMapping()
     try:
-        if path.stat().st_size > MAPPING_BYTES_MAX:
-            raise BadCollector(f"mapping {path} is longer than {MAPPING_BYTES_MAX} bytes")
-        mapping = msgspec.convert(tomllib.loads(path.read_text("utf-8")), ColumnMapping, strict=True)
-    except OSError as error:
-        raise BadCollector(f"mapping {path} cannot be read: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        text = read_text(path, MAPPING_BYTES_MAX)
+        mapping = msgspec.convert(tomllib.loads(text), ColumnMapping, strict=True)
+    except (BadFile, ValueError, RecursionError) as error:  # ValueError: not TOML, or not a mapping
         raise BadCollector(f"mapping {path}: {error}") from None
     for column, rule in mapping.columns.items():
         _check_field(path, f"columns.{column}", rule.field)

@@ -1,5 +1,6 @@
 """Inventories: our own columns and other people's, and what is refused with its line while the rest goes on."""
 
+import json
 import os
 from pathlib import Path
 
@@ -121,6 +122,46 @@ def test_tables_and_lists(tmp_path: Path) -> None:
     collected = read(tmp_path, rows, name="hosts.json")
     assert paths(collected) == ["gen/3301/az1/a"]
     assert reasons(collected) == ["line 2: not a table", "line 3: memory_mib: missing"]
+
+
+def test_a_refused_row_is_one_line_of_bounded_length(tmp_path: Path) -> None:
+    path = f"gen/3301/az1/{'a' * 99_999}"
+    for row in ({"path": path, "gpu_model": "m" * 99_999}, {"c" * 99_999: 1}):
+        (reason,) = reasons(read(tmp_path, json.dumps([row]), name="hosts.json"))
+        assert reason.startswith("line 1: ")
+        assert len(reason) < 400
+    assert len(reasons(read(tmp_path, f"{OWN}{path},8,64,,,,\n" * 2))[0]) < 400
+
+
+def test_a_quoted_cell_that_does_not_end_swallows_no_hosts(tmp_path: Path) -> None:
+    """They would be withdrawn: the file is left alone instead."""
+    rows = [f"gen/3301/az1/h{number},8,64,,,,r1\n" for number in range(9000)]
+    for broken in ('gen/3301/az1/x,8,64,,,,"r1\n', '"gen/3301/az1/x,8,64,,,,r1\n'):
+        for after in (3, 9000):
+            text = f"{OWN}{rows[0]}{broken}{''.join(rows[1:after])}"
+            with pytest.raises(CollectorFailed, match="line 3: a quoted cell that goes on"):
+                read(tmp_path, text)
+    two_lines = f'{OWN}gen/3301/az1/a,8,64,,,,"r1\nr2"\ngen/3301/az1/b,8,64,,,,\ngen/3301/az1/b,8,64,,,,\n'
+    collected = read(tmp_path, two_lines)
+    assert [each.line for each in collected.hosts] == [2, 4]
+    assert reasons(collected) == ["line 5: path: gen/3301/az1/b is named in line 4 already"]
+
+
+@pytest.mark.parametrize("name", ["hosts.csv", "mapping.toml"])
+def test_what_is_no_plain_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises((CollectorFailed, BadCollector), match="not a plain file"):
+        load_mapping(tmp_path / name) if name == "mapping.toml" else read_inventory(
+            tmp_path / name, ColumnMapping()
+        )
+
+
+def test_numbers_and_nesting_that_python_refuses(tmp_path: Path) -> None:
+    for text in (f"hosts = {'1' * 9999}", f"hosts = {'[' * 9999}"):
+        with pytest.raises(CollectorFailed, match=r"hosts\.toml: "):
+            read(tmp_path, text, name="hosts.toml")
+        with pytest.raises(BadCollector, match=r"hosts\.toml: "):
+            load_mapping(tmp_path / "hosts.toml")
 
 
 @pytest.mark.parametrize(

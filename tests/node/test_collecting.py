@@ -1,5 +1,6 @@
 """What collectors find comes, changes and goes: in the catalogue, in the DHT, in the status, and over restarts."""
 
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,11 +17,13 @@ from ioc_node.collectors.collector import (
     CollectorFailed,
     Free,
     Host,
+    RefusedRow,
     load_collector,
     whole,
 )
 from ioc_node.config import CollectorConfig, NodeConfig
 from ioc_node.core.own_catalogue import OwnCatalogue
+from ioc_node.errors import NodeError
 from ioc_node.market.leases import LeaseBook
 from ioc_node.registering import Registrar, Replaced
 from ioc_node.resources import RecordSigner, Resource
@@ -137,7 +140,7 @@ class Plugin:
 
     async def collect(self) -> Collected:
         answer = self._left.pop(0)
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer  # type: ignore[no-any-return]
 
@@ -189,6 +192,90 @@ async def test_what_a_collector_of_others_returns_is_checked(
         (warned,) = collecting.warnings()
         assert warned.about == "collector plugin"
         assert warned.text == "left out: path: gen/3301/az1/h1 is named twice, and 5 more"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (Collected("plugin", None), "hosts: a NoneType, not a tuple"),  # type: ignore[arg-type]
+        (Collected("plugin", (each for each in ())), "hosts: a generator, not a tuple"),  # type: ignore[arg-type]
+        (Collected("plugin", (), None), "refused: a NoneType, not a tuple"),  # type: ignore[arg-type]
+        (Collected("plugin", (), (RefusedRow(0, "rack", None),)), "left out: rack: None"),  # type: ignore[arg-type]
+        (SystemExit("bye"), "it crashed: SystemExit: bye"),
+        (ValueError("one\ntwo" + "x" * 9999), "it crashed: ValueError: one two"),
+    ],
+)
+async def test_whatever_a_collector_of_others_does_the_node_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any, reason: str
+) -> None:
+    with Store(tmp_path / "node.db") as store:
+        answers = [answer, *[collected(host("h1"))] * 999]
+        collecting, registrar, _ = collecting_plugin(monkeypatch, tmp_path, store, *answers)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(collecting.run)
+            with trio.fail_after(5):
+                while not (warnings := collecting.warnings()):
+                    await trio.lowlevel.checkpoint()
+                assert reason in warnings[0].text
+                assert len(warnings[0].text) < 500
+                while not registrar.status_rows():
+                    await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("cores_milli", [1500.5, math.nan, True])
+async def test_what_is_free_is_told_in_whole_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores_milli: Any
+) -> None:
+    """Another node would refuse the whole batch of a provider's status, with all other hosts in it."""
+    with Store(tmp_path / "node.db") as store:
+        answer = collected(host("h1", free=Free(cores_milli, 64)), host("h2"))
+        collecting, registrar, own = collecting_plugin(monkeypatch, tmp_path, store, answer)
+        looked = await collecting.look(collecting.at_work[0])
+        assert looked is not None
+        assert "not an int" in str(looked.collected.refused[0])
+        assert [row.slot for row in registrar.status_rows()] == [own.slot_of(cid("h2"))]
+
+
+async def test_a_file_that_comes_back_as_it_was_is_offered_again(tmp_path: Path) -> None:
+    """It was away (a network file system), and comes back with its old time and size: nothing changed."""
+    (tmp_path / "hosts.csv").write_text(f"{HEAD}gen/3301/az1/h1,8,64,\n")
+    table = CollectorConfig(name="inventory", interval_seconds=0.01, options={"file": "hosts.csv"})
+    config = NodeConfig(role="provider", home=tmp_path, collectors=(table,))
+    with Store(tmp_path / "node.db") as store:
+        registrar = new_registrar(store, OwnCatalogue(KEY), table.key)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Collecting(config, registrar, prefix=PREFIX, endpoint=ENDPOINT).run)
+            with trio.fail_after(5):
+                while not registrar.status_rows():
+                    await trio.sleep(0.001)
+                (tmp_path / "hosts.csv").rename(tmp_path / "away.csv")
+                while registrar.status_rows():
+                    await trio.sleep(0.001)
+                (tmp_path / "away.csv").rename(tmp_path / "hosts.csv")
+                while not registrar.status_rows():
+                    await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+
+
+async def test_what_could_not_be_registered_is_registered_later(tmp_path: Path) -> None:
+    """The disk was full; the file doesn't change any more."""
+    (tmp_path / "hosts.csv").write_text(f"{HEAD}gen/3301/az1/h1,8,64,\n")
+    table = CollectorConfig(name="inventory", options={"file": "hosts.csv"})
+    config = NodeConfig(role="provider", home=tmp_path, collectors=(table,))
+    own = OwnCatalogue(KEY)
+    with Store(tmp_path / "node.db") as store:
+        registrar = new_registrar(store, own, table.key)
+        collecting = Collecting(config, registrar, prefix=PREFIX, endpoint=ENDPOINT)
+        store.execute("PRAGMA query_only=ON")
+        with pytest.raises(NodeError, match="readonly"):
+            await collecting.look(collecting.at_work[0])
+        store.execute("PRAGMA query_only=OFF")
+        looked = await collecting.look(collecting.at_work[0])
+        assert looked is not None
+        assert looked.replaced.added == 1
+        assert list(own.records()) == [cid("h1")]
+        assert await collecting.look(collecting.at_work[0]) is None
 
 
 async def test_a_collector_that_fails_is_told_once_and_its_hosts_stay(

@@ -7,11 +7,13 @@ import pytest
 import trio
 
 from ioc_node import api
+from ioc_node.collectors.collector import BUILT_IN
 from ioc_node.config import NodeConfig
 from ioc_node.errors import UsageError
 from ioc_wire.tasks import AcceleratorDemand, Resources
 from tests.cli.inside import Cli
 from tests.node.conftest import MakeHome
+from tests.node.test_collecting import Plugin
 from tests.node.three_nodes import open_three
 
 HOSTS = """path,cores,memory_mib,gpu_count,gpu_model,gpu_memory_mib
@@ -132,3 +134,42 @@ def test_a_command_that_cannot_be_meant(
     assert code in (1, 2)
     assert reason in one_line(said)
     assert not NodeConfig.load(home).collectors
+
+
+def test_config_toml_stays_what_it_was_besides(home: Path, cli: Cli, tmp_path: Path) -> None:
+    """Its mode (options may hold secrets), and whatever it is a link to."""
+    file = tmp_path / "hosts.csv"
+    file.write_text(HOSTS)
+    path, elsewhere = home / "config.toml", tmp_path / "managed.toml"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    elsewhere.chmod(0o600)
+    cli.text(home, "register", "--inventory", file)
+    assert path.is_symlink()
+    assert elsewhere.stat().st_mode & 0o777 == 0o600
+    assert len(NodeConfig.load(home).collectors) == 1
+
+
+def test_config_toml_with_no_place_for_a_collector(home: Path, cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "hosts.csv"
+    file.write_text(HOSTS)
+    path = home / "config.toml"
+    begin = path.read_text()
+    sixteen = "".join(f'[[collectors]]\nname = "a{number}"\n' for number in range(16))
+    for more in ("collectors = []\n", sixteen):
+        path.write_text(begin + more)
+        code, _, said = cli.call(home, "register", "--inventory", file)
+        assert code == 2
+        assert "has no place for one more [[collectors]]" in one_line(said)
+        assert path.read_text() == begin + more
+
+
+def test_a_collector_of_others_that_crashes_is_one_line(
+    home: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BUILT_IN, "plugin", "tests.node.test_collecting:Plugin")
+    monkeypatch.setattr(Plugin, "answers", [KeyError("rack")])
+    code, _, said = cli.call(home, "register", "--collector", "plugin", "--dry-run")
+    assert code == 1
+    assert one_line(said).startswith("error: collector plugin: it crashed: KeyError: 'rack' (")
+    assert "a bug in ioc-node" not in said
