@@ -6,7 +6,7 @@ first (`offloading.py`, which also does all the counting and timing). Whatever f
 the chunks that have arrived.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -135,7 +135,7 @@ class Offload(Protocol):
     name: str
 
     def probe(self) -> Capability:
-        """Whether this machine has what it takes, how far the road reaches and how fast it is; asked once."""
+        """Whether this machine has what it takes, how far the road reaches and how fast it is; asked at the start."""
         ...
 
     async def serve(self, source: OffloadSource) -> None:
@@ -184,21 +184,45 @@ def load_offloads(
     found = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
     usable: list[Offload] = []
     refused: dict[str, str] = {}
-    for name in sorted(found if names is None else names):
+    for name in sorted(set(found if names is None else names)):
         if name not in found:
             refused[name] = f"no offload of that name is installed; there are {', '.join(sorted(found))}"
             continue
         try:
             offload: Offload = found[name].load()(runtime_folder, (options or {}).get(name, {}))
-            capability = offload.probe()
+            own_name = offload.name
         except Exception as error:  # noqa: BLE001 a plug-in may raise anything
-            refused[name] = str(error) or repr(error)
+            refused[name] = _one_line(error)
             continue
+        capability = ask_capability(offload.probe)
+        if own_name != name:
+            capability = Capability(False, f"it calls itself {own_name!r}")
         if capability.usable:
             usable.append(offload)
         else:
-            offload.close()
+            close_offload(offload)
             refused[name] = capability.reason
     for name, reason in refused.items():
         _log.warning("offload_unusable", offload=name, reason=reason)
     return Loaded(tuple(usable), refused)
+
+
+def ask_capability(ask: Callable[[], object]) -> Capability:
+    """What `probe` or `health` of an offload says; unusable where it raises, or says something else."""
+    try:
+        told = ask()
+    except Exception as error:  # noqa: BLE001 a plug-in may raise anything
+        return Capability(False, _one_line(error))
+    return told if isinstance(told, Capability) else Capability(False, f"its probe returned {told!r}"[:80])
+
+
+def close_offload(offload: Offload) -> None:
+    """Have it give back what it holds."""
+    try:
+        offload.close()
+    except Exception as error:  # noqa: BLE001 a plug-in may raise anything
+        _log.warning("offload_not_closed", offload=offload.name, error=_one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or repr(error)

@@ -12,11 +12,12 @@ import structlog
 import trio
 
 from ioc_node.bulk.counters import BulkCounters
-from ioc_node.bulk.offload import Landing, Offload, OffloadSource, OffloadUnusable
+from ioc_node.bulk.offload import Landing, Offload, OffloadSource, OffloadUnusable, ask_capability
 from ioc_node.bulk.standings import COOL_SECONDS, COOL_SECONDS_MAX, Standings
 from ioc_node.core.roads import QUIC, Capability, Choice, OwnRoad, Reach, choose_roads
 from ioc_node.errors import StorageUnusable
-from ioc_wire.bulk import OffloadDescriptor, Ticket
+from ioc_wire.bulk import OFFLOADS_MAX, OffloadDescriptor, Ticket
+from ioc_wire.codec import decode, encode
 from ioc_wire.errors import (
     BadSignature,
     BlobCorrupt,
@@ -60,7 +61,7 @@ class Offloads:
 
     def __init__(self, offloads: Sequence[Offload], counters: BulkCounters) -> None:
         self._offloads = {offload.name: offload for offload in offloads}
-        self._capabilities = {offload.name: offload.probe() for offload in offloads}
+        self._capabilities = {offload.name: ask_capability(offload.probe) for offload in offloads}
         self._counters = counters
         self._standings = Standings()
         self.are_limited: Callable[[], bool] = lambda: False
@@ -116,12 +117,11 @@ class Offloads:
                 continue
             try:
                 exported = offload.export(blob)
+                if exported is not None:
+                    found.append(_checked(exported, name))
             except Exception as error:  # noqa: BLE001 a plug-in may raise anything
-                _log.warning("offload_cannot_export", offload=offload.name, error=str(error))
-                continue
-            if exported is not None:
-                found.append(exported)
-        return tuple(found)
+                _log.warning("offload_cannot_export", offload=name, error=str(error))
+        return tuple(found[:OFFLOADS_MAX])
 
     # -- choosing
 
@@ -146,10 +146,9 @@ class Offloads:
         declared = self._capabilities[name]
         if declared.scope == "network" and self.are_limited():
             return replace(declared, usable=False, reason="this node has a ceiling on its bandwidth")
-        try:
-            health = self._offloads[name].health()
-        except Exception as error:  # noqa: BLE001 a plug-in may raise anything
-            return replace(declared, usable=False, reason=f"its health probe failed: {error}")
+        if not declared.usable:
+            return declared
+        health = ask_capability(self._offloads[name].health)
         return declared if health.usable else replace(declared, usable=False, reason=health.reason)
 
     def _reach(self, descriptor: OffloadDescriptor) -> Reach:
@@ -157,7 +156,8 @@ class Offloads:
         if offload is None:
             return Reach(False, "not here")
         try:
-            return offload.reach(descriptor)
+            reach = offload.reach(descriptor)
+            return Reach(bool(reach.reachable), reach.reason)
         except Exception as error:  # noqa: BLE001 a plug-in may raise anything
             self._counters.count_fallback(descriptor.name, _kind(error))
             return Reach(False, f"its descriptor: {error}")
@@ -242,6 +242,14 @@ async def _pull_watched(
     if stalled:
         raise Stalled(f"nothing came for {STALL_SECONDS:g} s")
     return how
+
+
+def _checked(exported: OffloadDescriptor, name: str) -> OffloadDescriptor:
+    """The same, if a reader can read it: it would refuse the whole ticket. Raises `WireError` or `ValueError`."""
+    descriptor = decode(encode(exported), OffloadDescriptor)
+    if descriptor.name != name:
+        raise ValueError(f"a descriptor for {descriptor.name!r}")
+    return descriptor
 
 
 def _innermost(error: Exception) -> Exception:

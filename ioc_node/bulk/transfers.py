@@ -20,7 +20,7 @@ from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.counters import BulkCounters
 from ioc_node.bulk.engines import EngineName, load_engine
 from ioc_node.bulk.gathering import Renew, Source
-from ioc_node.bulk.offload import Landing, Offload, OffloadSource
+from ioc_node.bulk.offload import Landing, Offload, OffloadSource, close_offload
 from ioc_node.bulk.offloading import Offloads
 from ioc_node.bulk.plane import DataPlane
 from ioc_node.bulk.plane.local import LocalPlane
@@ -280,7 +280,7 @@ async def open_bulk(
     """
     with ExitStack() as stack:
         for offload in offloads:
-            stack.callback(offload.close)
+            stack.callback(close_offload, offload)
         chosen = load_engine(engine, key)
         udps = [await _open_own(host, port, wait=process is not None)]
         stack.callback(udps[0].close)

@@ -3,13 +3,15 @@
 import errno
 import signal
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 import trio
 
-from ioc_node.bulk import offloading
+from ioc_node.bulk import offload, offloading
 from ioc_node.bulk.blobs import BlobStore
+from ioc_node.bulk.counters import BulkCounters
 from ioc_node.bulk.offload import (
     Capability,
     Landing,
@@ -19,8 +21,10 @@ from ioc_node.bulk.offload import (
     Reach,
     load_offloads,
 )
+from ioc_node.bulk.offloading import Offloads
 from ioc_node.bulk.offloads import shm
 from ioc_node.bulk.offloads.shm import ShmOffload
+from ioc_node.bulk.tickets import TicketBook
 from ioc_node.bulk.transfers import BulkEndpoint, TransferReport, open_bulk
 from ioc_node.errors import StorageFull
 from ioc_wire import limits
@@ -248,6 +252,101 @@ async def test_a_holder_that_is_stopped_in_the_middle(
         report = await bob.fetch(holder.ticket)
     assert report.transport == "quic/qh3"
     assert report.reason == "shm failed: the holder's socket did not answer"
+
+
+class OtherName(Courier):
+    name = "carrier"
+
+
+class NoCapability(Courier):
+    def probe(self) -> Capability:
+        return None  # type: ignore[return-value]
+
+
+class Unclosable(Courier):
+    def probe(self) -> Capability:
+        return Capability(False, "no pigeons")
+
+    def close(self) -> None:
+        raise OSError("it bites")
+
+
+class ProbedOnce(Courier):
+    """Its second probe fails, and all that is asked then."""
+
+    def probe(self) -> Capability:
+        self.pulls += 1
+        if self.pulls > 1:
+            raise OSError("the\npigeon sleeps")
+        return Capability(True, "well")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (OtherName, "it calls itself 'carrier'"),
+        (NoCapability, "its probe returned None"),
+        (Unclosable, "no pigeons"),
+        (ProbedOnce, ""),
+    ],
+)
+def test_an_offload_of_others_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Courier], reason: str
+) -> None:
+    class Made(kind):  # type: ignore[misc,valid-type]
+        def __init__(self, runtime_folder: Path, options: object) -> None:
+            super().__init__(runtime_folder)
+
+    monkeypatch.setattr(EntryPoint, "load", lambda _self: Made)
+    monkeypatch.setattr(
+        offload, "entry_points", lambda group: [EntryPoint("courier", "somewhere:Courier", group)]
+    )
+    loaded = load_offloads(tmp_path, ["courier"])
+    if reason:
+        assert loaded == ((), {"courier": reason})
+    else:
+        offloads = Offloads(loaded.usable, BulkCounters())
+        assert offloads.lines() == ("courier: the pigeon sleeps",)
+        assert offloads.export(b"b" * 32) == ()
+
+
+@pytest.mark.parametrize(
+    "exported", [OffloadDescriptor("courier", bytes(1025)), OffloadDescriptor("shm", b""), "over there"]
+)
+async def test_what_an_offload_puts_into_a_ticket_is_checked(
+    alice_store: BlobStore, bob_store: BlobStore, monkeypatch: pytest.MonkeyPatch, exported: OffloadDescriptor
+) -> None:
+    """The reader would refuse the whole ticket."""
+    courier = Courier(alice_store.folder)
+    monkeypatch.setattr(courier, "export", lambda _blob: exported)
+    monkeypatch.setattr(courier, "health", lambda: None)
+    offloads = Offloads([courier], BulkCounters())
+    assert offloads.export(b"b" * 32) == ()  # its health is no capability
+    monkeypatch.setattr(courier, "health", courier.probe)
+    assert offloads.export(b"b" * 32) == ()
+    monkeypatch.setattr(courier, "reach", lambda _descriptor: None)
+    ticket = TicketBook(public_bytes(ALICE)).issue(
+        b"b" * 32, public_bytes(BOB), offloads=(OffloadDescriptor("courier", b""),)
+    )
+    assert offloads.choose(ticket).roads == ()
+
+
+async def test_shm_that_stopped_again_and_again_still_serves(
+    alice_store: BlobStore, bob_store: BlobStore, tmp_path: Path
+) -> None:
+    info = await alice_store.add_bytes(pattern(SIZE))
+    road = ShmOffload(tmp_path / "alice-run")
+    source = OffloadSource(alice_store, TicketBook(public_bytes(ALICE)), BulkCounters())
+    for _ in range(shm.READERS_MAX):
+        with trio.move_on_after(0.001):  # while it waits for a reader
+            await road.serve(source)
+    async with (
+        open_bulk(alice_store, ALICE, offloads=[road]) as alice,
+        open_bulk(bob_store, BOB, offloads=[ShmOffload(tmp_path / "bob-run")]) as bob,
+    ):
+        ticket = alice.issue_ticket(info.blob, public_bytes(BOB), hosts=["127.0.0.1"])
+        with trio.fail_after(4):
+            assert (await bob.fetch(ticket)).transport == "shm"
 
 
 def test_only_named_offloads_are_loaded(tmp_path: Path) -> None:

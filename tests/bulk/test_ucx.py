@@ -443,7 +443,11 @@ def test_no_library_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("transports", [["tcp"], ["ib", "tcp", "sm"]])
-async def test_a_trial_brings_a_chunk(transports: list[str]) -> None:
+async def test_a_trial_brings_a_chunk(
+    transports: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trio.py").write_text("raise SystemExit('the working folder is nobody's library')")
+    monkeypatch.chdir(tmp_path)
     assert await trio.to_thread.run_sync(try_in_child, {"interfaces": ["lo"], "transports": transports}) == ""
 
 

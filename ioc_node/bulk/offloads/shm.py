@@ -44,7 +44,7 @@ from ioc_wire.bulk import (
     ticket_digest,
 )
 from ioc_wire.codec import Digest, Message, ShortText, decode, encode
-from ioc_wire.errors import Malformed, WireError, error_of
+from ioc_wire.errors import Malformed, Unserved, WireError, error_of
 
 NAME: Final = "shm"
 PATH_BYTES_MAX: Final = 107
@@ -93,7 +93,6 @@ class ShmOffload:
         if len(os.fsencode(self._path)) > PATH_BYTES_MAX:
             self._temporary = Path(tempfile.mkdtemp(prefix="ioc-shm-"))
             self._path = self._temporary / "s"
-        self._slots = trio.CapacityLimiter(READERS_MAX)
         self._listener: socket.socket | None = None
 
     def probe(self) -> Capability:
@@ -149,13 +148,16 @@ class ShmOffload:
     async def serve(self, source: OffloadSource) -> None:
         """Answer pulls until cancelled."""
         listener = trio.socket.from_stdlib_socket(self._listen())
+        slots = trio.Semaphore(READERS_MAX)
         async with trio.open_nursery() as nursery:
             while True:
-                await self._slots.acquire_on_behalf_of(slot := object())
+                await slots.acquire()
                 peer, _ = await listener.accept()
-                nursery.start_soon(self._answer, peer, slot, source)
+                nursery.start_soon(self._answer, peer, slots, source)
 
-    async def _answer(self, peer: trio.socket.SocketType, slot: object, source: OffloadSource) -> None:
+    async def _answer(
+        self, peer: trio.socket.SocketType, slots: trio.Semaphore, source: OffloadSource
+    ) -> None:
         try:
             with peer, trio.move_on_after(CLAIM_SECONDS):
                 _check_user(peer)
@@ -168,10 +170,12 @@ class ShmOffload:
         except (NodeError, OSError) as error:
             _log.debug("shm_reader_lost", error=str(error))
         finally:
-            self._slots.release_on_behalf_of(slot)
+            slots.release()
 
     async def _serve_claim(self, peer: trio.socket.SocketType, source: OffloadSource) -> None:
         hello = await _receive(peer, Hello)
+        if hello.version != BULK_VERSION:
+            raise Unserved(f"bulk protocol version {hello.version}")
         nonce = secrets.token_bytes(32)
         await _send_all(peer, encode_frame(Challenge(nonce)))
         claim = await _receive(peer, Claim)
@@ -226,7 +230,9 @@ class ShmOffload:
         await _send_all(peer, encode_frame(Hello(BULK_VERSION, ticket_digest(into.ticket.secret))))
         challenge = await _receive(peer, Challenge)
         await _send_all(peer, encode_frame(into.prove(challenge.nonce)))
-        header, control, _, _ = await peer.recvmsg(FRAME_HEADER.size, socket.CMSG_SPACE(8))
+        header, control, _, _ = await peer.recvmsg(
+            FRAME_HEADER.size, socket.CMSG_SPACE(8), socket.MSG_CMSG_CLOEXEC
+        )
         descriptors = _descriptors(control)
         try:
             header += await _receive_exactly(peer, FRAME_HEADER.size - len(header))

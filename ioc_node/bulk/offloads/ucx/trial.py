@@ -31,7 +31,7 @@ CHILD_SECONDS: Final = 30.0
 
 def try_in_child(options: Options) -> str:
     """Run the trial in a child: "" if it went well, else one line that says what happened."""
-    command = [sys.executable, "-c", CHILD, json.dumps(dict(options))]
+    command = [sys.executable, "-P", "-c", CHILD, json.dumps(dict(options))]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=CHILD_SECONDS, check=False)
     except subprocess.TimeoutExpired:
