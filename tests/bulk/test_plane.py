@@ -175,6 +175,22 @@ async def test_a_killed_process_costs_a_moment_and_no_byte(
         await bob.set_bandwidth()
 
 
+async def test_bytes_in_order_go_on_after_a_kill(alice_store: BlobStore, bob_store: BlobStore) -> None:
+    async with open_two(alice_store, bob_store) as (alice, bob):
+        data = pattern(5 * MIB)
+        info = await alice_store.add_bytes(data)
+        ticket = alice.issue_ticket(info.blob, bob.public_key, hosts=HOSTS)
+        killed, came = 0, b""
+        async with bob.open_blob([Source(ticket)], 10, 5 * MIB - 9, ahead=1) as pieces:
+            async for piece in pieces:
+                came += piece
+                if not killed:
+                    killed = bob.plane.pid
+                    os.kill(killed, signal.SIGKILL)
+        assert came == data[10:-9]
+        assert bob.plane.pid != killed
+
+
 async def test_ceilings_and_revocations_reach_a_running_transfer(
     alice_store: BlobStore, bob_store: BlobStore, silent_udp: socket.socket
 ) -> None:

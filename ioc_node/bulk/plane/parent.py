@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -238,11 +238,7 @@ class ChildPlane:
             try:
                 return await attempt()
             except say.PlaneLost as error:
-                if number == ATTEMPTS_MAX:
-                    raise PeerUnreachable(
-                        f"the process for bulk data ended {number} times in the middle: {error}"
-                    ) from None
-                _log.warning("bulk_process_lost", attempt=number, reason=str(error))
+                _note_loss(number, error)
         raise AssertionError
 
     # -- reading
@@ -310,18 +306,19 @@ class ChildPlane:
     async def open_blob(
         self, sources: Sequence[Source], start: int, stop: int | None, *, ahead: int
     ) -> AsyncIterator[AsyncIterator[memoryview]]:
-        """See `DataPlane`."""
-        link = await self._linked()
+        """See `DataPlane`. Another process goes on from where one ended."""
         with self._numbered(sources) as number:
-            order = say.ReadBlob(number, *_tickets_of(sources), start, stop, ahead)
-            async with link.open_stream(order) as items:
+            async with AsyncExitStack() as stream:
 
-                async def pieces() -> AsyncIterator[memoryview]:
+                async def pieces_from(at: int) -> AsyncIterator[memoryview]:
+                    await stream.aclose()  # that of the process that ended
+                    link = await self._linked()
+                    order = say.ReadBlob(number, *_tickets_of(sources), at, stop, ahead)
                     with _noticing_loss(link):
-                        async for item in items:
+                        async for item in await stream.enter_async_context(link.open_stream(order)):
                             yield memoryview(say.checked(item, say.Piece).data)
 
-                yield pieces()
+                yield _persist_reading(pieces_from, start)
 
     @contextmanager
     def _numbered(self, sources: Sequence[Source]) -> Iterator[int]:
@@ -483,6 +480,31 @@ def _note(gathered: say.BlobGathered, sources: Sequence[Source], on_progress: On
     if on_progress is not None:
         on_progress(gathered.size, gathered.size)
     return Gathered(gathered.size, gathered.resumed)
+
+
+async def _persist_reading(
+    pieces_from: Callable[[int], AsyncIterator[memoryview]], at: int
+) -> AsyncIterator[memoryview]:
+    """As `ChildPlane._persist`, for bytes in order from `at` on."""
+    losses = 0
+    while True:
+        try:
+            async for piece in pieces_from(at):
+                at, losses = at + len(piece), 0
+                yield piece
+            return
+        except say.PlaneLost as error:
+            losses += 1
+            _note_loss(losses, error)
+
+
+def _note_loss(number: int, error: say.PlaneLost) -> None:
+    """A process ended in the middle, the `number`th in a row: raises `PeerUnreachable` where that is enough."""
+    if number >= ATTEMPTS_MAX:
+        raise PeerUnreachable(
+            f"the process for bulk data ended {number} times in the middle: {error}"
+        ) from None
+    _log.warning("bulk_process_lost", attempt=number, reason=str(error))
 
 
 @contextmanager
