@@ -127,6 +127,9 @@ class Datasets:
         found = {point for (point,) in self._store.fetch("SELECT DISTINCT point FROM datasets")}
         return sorted(found | {blob for (blob,) in self._store.fetch("SELECT blob FROM datasets")})
 
+    def _holds(self, point: bytes) -> bool:
+        return bool(self._store.fetch("SELECT 1 FROM datasets WHERE ? IN (point, blob) LIMIT 1", (point,)))
+
     def rows(self) -> tuple[api.DatasetRow, ...]:
         """The versions held here, the newest of each dataset first."""
         query = (
@@ -503,7 +506,8 @@ class Datasets:
         await wait_joined()
         while True:
             for point in self.points():
-                await self._shared.announce(point)
+                if self._holds(point):  # still: this takes long where there are many
+                    await self._shared.announce(point)
             await trio.sleep(ANNOUNCE_AGAIN_SECONDS)
 
 

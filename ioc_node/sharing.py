@@ -68,10 +68,11 @@ class SharedBlobs:
         self.sources = Sources(dht, bulk.public_key)
         self._where = where
         self.transfers: deque[TransferRow] = deque(maxlen=TRANSFERS_KEPT_MAX)
-        self._gone: deque[bytes] = deque(maxlen=SHARED_MAX)
+        self._gone: dict[bytes, None] = {}
+        """What is still to be withdrawn, in order."""
         self._news = trio.Event()
         token = trio.lowlevel.current_trio_token()
-        bulk.store.on_gone = lambda blob: token.run_sync_soon(self._forget, blob)
+        bulk.store.on_gone = lambda blob: token.run_sync_soon(self._lost, blob)
 
     def register(self, handlers: Handlers) -> None:
         """Answer peers that ask for a ticket; before links are opened."""
@@ -131,6 +132,8 @@ class SharedBlobs:
 
     async def announce(self, blob: bytes, seconds: int = ANNOUNCE_SECONDS) -> int:
         """Tell the DHT that this node gives a blob out, or what is found at another point; how many servers took it."""
+        if seconds != WITHDRAWN_SECONDS:
+            self._gone.pop(blob, None)  # it is here again before its withdrawal was told
         try:
             where = self._where.contact()
             if where is None:
@@ -141,6 +144,13 @@ class SharedBlobs:
             return 0
         return len(report.stored)
 
+    def _lost(self, blob: bytes) -> None:
+        """A blob is gone from this disk. What this raised would end the loop that calls it."""
+        try:
+            self._forget(blob)
+        except NodeError as error:
+            _log.warning("blob_still_listed", blob=format_blob_id(blob), reason=str(error))
+
     def _forget(self, blob: bytes) -> None:
         """A blob is no longer given out here: said at once where it was announced."""
         if self._store.fetch("SELECT 1 FROM shared_blobs WHERE blob = ?", (blob,)):
@@ -149,7 +159,9 @@ class SharedBlobs:
 
     def withdraw(self, point: bytes) -> None:
         """Have the DHT told that nothing is given out under this point any more."""
-        self._gone.append(point)
+        self._gone[point] = None
+        if len(self._gone) > SHARED_MAX:
+            del self._gone[next(iter(self._gone))]
         self._news.set()
 
     async def keep_withdrawn(self, wait_joined: Callable[[], Awaitable[None]]) -> None:
@@ -157,7 +169,9 @@ class SharedBlobs:
         await wait_joined()
         while True:
             while self._gone:
-                await self.announce(self._gone.popleft(), WITHDRAWN_SECONDS)
+                point = next(iter(self._gone))
+                del self._gone[point]
+                await self.announce(point, WITHDRAWN_SECONDS)
             await self._news.wait()
             self._news = trio.Event()
 
@@ -167,9 +181,12 @@ class SharedBlobs:
         shared = {blob for (blob,) in self._store.fetch("SELECT blob FROM shared_blobs")}
         rows = []
         for blob in islice(reversed(list(quota.by_use())), ROWS_MAX):
+            size = quota.size(blob)
+            if size is None:
+                continue  # a thread has found it changed on disk meanwhile
             reasons = tuple(dict.fromkeys(map(reason_text, self.keeper.reasons(blob, now_ms))))
             given_out = blob in shared or "dataset" in reasons
-            rows.append(BlobRow(blob, quota.size(blob) or 0, reasons, given_out, quota.used_at(blob)))
+            rows.append(BlobRow(blob, size, reasons, given_out, quota.used_at(blob)))
         return tuple(rows)
 
     def pin(self, blob: bytes, *, pinned: bool) -> None:
@@ -189,7 +206,8 @@ class SharedBlobs:
         await wait_joined()
         while True:
             for (blob,) in self._store.fetch("SELECT blob FROM shared_blobs ORDER BY blob"):
-                await self.announce(blob)
+                if self.is_shared(blob):  # still: this takes hours where there are many
+                    await self.announce(blob)
             await trio.sleep(ANNOUNCE_AGAIN_SECONDS)
 
     async def get(self, blob: bytes, path: Path, links: LinkEndpoint) -> Got:

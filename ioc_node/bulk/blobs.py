@@ -11,6 +11,7 @@ other bytes, which are found out (as any change on disk is) before they are give
 
 import os
 import secrets
+import stat
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -93,10 +94,16 @@ class BlobStore(Arrivals):
 
     def _add_file_sync(self, path: Path) -> BlobInfo:
         try:
-            with path.open("rb", buffering=0) as source:
-                size = os.fstat(source.fileno()).st_size
-                pieces = _pieces(source.fileno())
-                return self._add_sync(pieces, size, str(path))
+            descriptor = os.open(
+                path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            )  # else a pipe is waited for
+            try:
+                found = os.fstat(descriptor)
+                if not stat.S_ISREG(found.st_mode):
+                    raise UsageError(f"cannot read {path}: not a plain file")
+                return self._add_sync(_pieces(descriptor), found.st_size, str(path))
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
 

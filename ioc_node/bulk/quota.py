@@ -43,8 +43,9 @@ class Quota:
         return entry[0] if entry is not None else None
 
     def used_at(self, blob: BlobId) -> float:
-        """When a complete blob was last used, seconds since 1970."""
-        return self._used[blob][1]
+        """When a complete blob was last used, seconds since 1970; 0 for one that is gone."""
+        entry = self._used.get(blob)
+        return entry[1] if entry is not None else 0.0
 
     def by_use(self) -> Iterator[BlobId]:
         """All complete blobs, the one used longest ago first."""

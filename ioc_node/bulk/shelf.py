@@ -284,7 +284,9 @@ class BlobShelf:
         await trio.to_thread.run_sync(self._export_sync, info, target)
 
     def _export_sync(self, info: BlobInfo, target: Path) -> None:
-        sibling = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        if target.exists() and not target.is_file():  # it would be replaced, be it /dev/null
+            raise UsageError(f"cannot write {target}: not a plain file")
+        sibling = target.with_name(f".{secrets.token_hex(8)}.new")
         try:
             with told_when_full(str(target), target.parent):
                 descriptor = os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)

@@ -85,6 +85,8 @@ def get(home: Path, blob: str, output: Path, span: str | None, as_json: bool) ->
         return
     if output.is_dir():
         raise UsageError(f"{output} is a folder; name the file to write")
+    if output.exists() and not output.is_file():
+        raise UsageError(f"{output} is not a plain file; -o - writes to stdout")
     if not output.absolute().parent.is_dir():
         raise UsageError(f"the folder {output.absolute().parent} does not exist")
     if span is not None:
@@ -151,7 +153,7 @@ async def _pour(node: RemoteNode, word: str, start: int, stop: int | None, into:
 
 async def _pour_into(node: RemoteNode, word: str, start: int, stop: int | None, path: Path) -> int:
     """The same into a file that has its name only when it is whole."""
-    sibling = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    sibling = path.with_name(f".{secrets.token_hex(8)}.new")
     try:
         with sibling.open("xb") as file:
             written = await _pour(node, word, start, stop, file)

@@ -55,6 +55,17 @@ async def test_the_empty_blob_is_a_blob(bob_store: BlobStore, tmp_path: Path) ->
     assert (tmp_path / "empty").read_bytes() == b""
 
 
+async def test_a_copy_takes_the_place_of_plain_files_only(bob_store: BlobStore, tmp_path: Path) -> None:
+    info = await bob_store.add_bytes(b"hello")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="pipe: not a plain file"):
+        await bob_store.export(info.blob, tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    longest = tmp_path / ("n" * 255)
+    await bob_store.export(info.blob, longest)
+    assert longest.read_bytes() == b"hello"
+
+
 async def test_a_missing_file_is_one_line(bob_store: BlobStore, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read .*nowhere: No such file"):
         await bob_store.add_file(tmp_path / "nowhere")

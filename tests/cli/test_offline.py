@@ -132,6 +132,7 @@ def test_a_node_that_does_not_run_is_unreachable(command: str, cli: Cli, tmp_pat
         (("resolve", "ioc:nonsense"), "ioc:ROOT.NODE.PROVIDER", 2),
         (("submit", "/nowhere.toml"), "/nowhere.toml", 2),
         (("get", "b123456", "-o", "/"), "is a folder", 2),
+        (("get", "b123456", "-o", "/dev/null"), "not a plain file", 2),
         (("get", "b" + "!" * 52, "-o", "/blob"), "base32", 5),
         (("add", "/nowhere"), "does not exist", 2),
     ],
