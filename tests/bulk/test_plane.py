@@ -372,7 +372,7 @@ async def test_a_process_that_ends_says_goodbye_to_readers(
 
 
 PARENT = """
-import sys, trio
+import os, sys, trio
 from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ioc_node.bulk.blobs import BlobStore
@@ -381,24 +381,36 @@ from ioc_node.bulk.transfers import open_bulk
 
 async def main():
     async with open_bulk(BlobStore(Path(sys.argv[1])), Ed25519PrivateKey.generate(), process=PlaneProcess()) as bulk:
-        await bulk.plane._linked()
-        print(bulk.plane.pid, flush=True)
+        os.environ["PYTHONPATH"] = sys.argv[2]
+        bulk.plane._wanted.set()
+        while not (bulk.plane._link if sys.argv[3] == "running" else bulk.plane.pid):
+            await trio.sleep(0.001)
+        print("at", bulk.port, bulk.plane.pid, flush=True)
         await trio.sleep_forever()
 
 trio.run(main)
 """
 
 
-def test_the_process_ends_with_its_node_however_that_ends(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE) as parent:
+@pytest.mark.parametrize("when", ["starting", "running"])
+async def test_the_process_ends_with_its_node_however_that_ends(tmp_path: Path, when: str) -> None:
+    """Also where it would take long to start; a node that comes back at once finds its port free."""
+    if when == "starting":
+        (tmp_path / "structlog.py").write_text("import time; time.sleep(60)\n")
+    given = [str(tmp_path / "store"), str(tmp_path), when]
+    with subprocess.Popen(  # noqa: ASYNC220 - nothing else goes on here
+        [sys.executable, "-c", PARENT, *given], stdout=subprocess.PIPE
+    ) as parent:
         assert parent.stdout is not None
-        pid = next(int(line) for line in parent.stdout if line.strip().isdigit())
+        line = next(line for line in parent.stdout if line.startswith(b"at "))
+        port, pid = map(int, line.split()[1:])
         watched = os.pidfd_open(pid)
-        os.kill(pid, signal.SIGINT)
-        os.kill(pid, signal.SIGTERM)  # meant for the node, as Ctrl-C in its terminal is
+        if when == "running":
+            os.kill(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGTERM)  # meant for the node, as Ctrl-C in its terminal is
         parent.kill()
-    import select
-
-    ended, _, _ = select.select([watched], [], [], 20)
+    async with open_bulk(BlobStore(tmp_path / "again"), ALICE, port=port, process=PROCESS) as again:
+        assert again.port == port
+    with trio.fail_after(20):
+        await trio.lowlevel.wait_readable(watched)
     os.close(watched)
-    assert ended

@@ -1,6 +1,5 @@
 """Homes for nodes that run inside the test's own trio loop."""
 
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,31 +9,25 @@ import pytest
 from ioc_bootstrap.network import create_network, sign_network
 from ioc_node.config import BulkConfig, NodeConfig, ResourceConfig
 from ioc_node.runtime.keys import create_key
+from ioc_testnet.ports import free_ports
 from ioc_wire.authority import Role
 from ioc_wire.signed import public_bytes
 
 MakeHome = Callable[..., NodeConfig]
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A port that is free for TCP and UDP, and whose two neighbours are free for UDP."""
-    for _ in range(100):
-        with (
-            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bulk,
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as relay,
-        ):
-            tcp.bind(("127.0.0.1", 0))
-            port: int = tcp.getsockname()[1]
-            try:
-                udp.bind(("127.0.0.1", port))
-                bulk.bind(("127.0.0.1", port + 1))
-                relay.bind(("127.0.0.1", port + 2))
-            except OSError:
-                continue
+    """A port that is free for TCP and UDP, and whose two neighbours are free for UDP: below those that the kernel gives
+    to whoever asks for any, so that nobody is given it while a node is stopped and started again. Each only once.
+    """
+    while True:
+        (port,) = free_ports(1)
+        if port not in _given:
+            _given.add(port)
             return port
-    raise AssertionError("no three free ports")
 
 
 @pytest.fixture

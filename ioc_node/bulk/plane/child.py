@@ -1,4 +1,4 @@
-"""The process that moves a node's bulk data: `python -m ioc_node.bulk.plane.child`, started by the node only.
+"""The process that moves a node's bulk data, started by the node only (`ioc_node.bulk.plane.begin`).
 
 It inherits one end of a socket pair and the node's bulk sockets. It ends when the pair does, however the node ended,
 and by itself when it has had nothing to do for a while.
@@ -165,6 +165,8 @@ class Child:
             _log.debug("bulk_process_ends", reason=self.link.close_reason)
             if self._plane is not None:
                 self._plane.close_nowait()
+            for udp in self._udps:  # not only when the disk has answered the last thread
+                udp.close()
             os._exit(0)
 
     # -- opening
@@ -385,7 +387,7 @@ async def run(link_descriptor: int, udp_descriptors: Sequence[int], idle_seconds
 
 
 def main() -> None:
-    """Started by `ioc_node.bulk.plane.parent`, which says with what."""
+    """What `ioc_node.bulk.plane.parent` says in the command line is what it works with."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--link", type=int, required=True)
     parser.add_argument("--udp", type=int, action="append", required=True)
@@ -400,7 +402,3 @@ def main() -> None:
     os.nice(options.nice)
     configure_logs(options.log_level, options.log_format)
     trio.run(run, options.link, options.udp, options.idle_seconds)
-
-
-if __name__ == "__main__":
-    main()

@@ -25,7 +25,7 @@ from ioc_node.bulk.counters import BulkCounters
 from ioc_node.bulk.engines import Engine
 from ioc_node.bulk.gathering import Source
 from ioc_node.bulk.meeting import Arranger
-from ioc_node.bulk.plane import Gathered
+from ioc_node.bulk.plane import Gathered, begin
 from ioc_node.bulk.plane import messages as say
 from ioc_node.bulk.targets import OnProgress
 from ioc_node.bulk.tickets import TicketBook
@@ -202,8 +202,7 @@ class ChildPlane:
         return [
             sys.executable,
             "-P",
-            "-m",
-            "ioc_node.bulk.plane.child",
+            begin.__file__,
             f"--link={link}",
             *udps,
             *times,
