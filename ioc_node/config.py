@@ -34,7 +34,14 @@ CATALOGUE_NAME: Final = "catalogue.db"
 PORT_DEFAULT: Final = 7400
 ADDRESSES_MAX: Final = 7
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+MB_S_MIN: Final = 0.01
+"""A lower ceiling would have peers give up a chunk (1 MiB) before it is there."""
+MB_S_MAX: Final = 1e6
+Ceiling = Annotated[float, msgspec.Meta(ge=MB_S_MIN, le=MB_S_MAX)]
+WEIGHT_MIN: Final = 0.001
+WEIGHT_MAX: Final = 1000
+Weight = Annotated[float, msgspec.Meta(ge=WEIGHT_MIN, le=WEIGHT_MAX)]
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -107,10 +114,10 @@ class DirectionConfig(_Table, frozen=True, kw_only=True):
     """Ceilings of what goes out, or comes in, in MB/s (10^6 bytes): in total, for each peer by itself, by class of
     traffic, and for single peers by node ID. None, or not named: no ceiling."""
 
-    mb_s: Positive | None = None
-    each_peer_mb_s: Positive | None = None
-    classes_mb_s: dict[Traffic, Positive] = msgspec.field(default_factory=dict)
-    peers_mb_s: dict[str, Positive] = msgspec.field(default_factory=dict)
+    mb_s: Ceiling | None = None
+    each_peer_mb_s: Ceiling | None = None
+    classes_mb_s: dict[Traffic, Ceiling] = msgspec.field(default_factory=dict)
+    peers_mb_s: dict[str, Ceiling] = msgspec.field(default_factory=dict)
 
     def ceilings(self, where: str) -> Ceilings:
         """In bytes per second. Raises `ConfigError` for a peer that is no node ID."""
@@ -131,7 +138,7 @@ class DirectionConfig(_Table, frozen=True, kw_only=True):
 class BandwidthConfig(_Table, frozen=True, kw_only=True):
     """What bulk data may take, and how transfers that wait for one ceiling share it: by the weight of their class."""
 
-    weights: dict[Traffic, Positive] = msgspec.field(
+    weights: dict[Traffic, Weight] = msgspec.field(
         default_factory=lambda: {"interactive": 8.0, "task": 4.0, "bulk": 1.0}
     )
     sending: DirectionConfig = DirectionConfig()

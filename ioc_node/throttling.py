@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from ioc_node import api
-from ioc_node.config import BandwidthConfig
+from ioc_node.config import MB_S_MAX, MB_S_MIN, WEIGHT_MAX, WEIGHT_MIN, BandwidthConfig
 from ioc_node.core.bandwidth import TRAFFIC, Ceilings, Traffic, Use
 from ioc_node.errors import UsageError
 from ioc_node.runtime.throttle import Throttle, Throttles
@@ -14,9 +14,6 @@ from ioc_wire.identity import format_node_id, parse_node_id
 
 EACH_PEER: Final = "each-peer"
 MB: Final = 1e6
-MB_S_MIN: Final = 0.01
-"""A lower ceiling would have peers give up a chunk (1 MiB) before it is there."""
-MB_S_MAX: Final = 1e6
 
 _Name = TypeVar("_Name")
 
@@ -59,8 +56,10 @@ def _weight(change: api.BandwidthChange) -> dict[Traffic, float]:
         raise UsageError(
             f"{change.name!r} is no class of traffic that has a weight; there are {', '.join(TRAFFIC)}"
         )
-    if change.value is None or not 0.001 <= change.value <= 1000:
-        raise UsageError(f"the weight of {traffic} has to be from 0.001 to 1000, not {_number(change.value)}")
+    if change.value is None or not WEIGHT_MIN <= change.value <= WEIGHT_MAX:
+        raise UsageError(
+            f"the weight of {traffic} has to be from {WEIGHT_MIN:g} to {WEIGHT_MAX:g}, not {_number(change.value)}"
+        )
     return {traffic: change.value}
 
 

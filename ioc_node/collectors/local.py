@@ -7,8 +7,10 @@ collected ones); a machine that runs tasks is named in `[[resources]]`, and ther
 
 import os
 import platform
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -146,12 +148,12 @@ class LocalCollector:
         """Read in a thread that is left behind if the driver doesn't answer; no second one is sent after it."""
         if self._reading:
             return Readings((), ("NVML: the driver has not answered for a while",))
-        self._reading = True
         with trio.move_on_after(NVML_SECONDS_MAX):
             return await trio.to_thread.run_sync(self._read_once, abandon_on_cancel=True)
         return Readings((), (f"NVML: no answer within {NVML_SECONDS_MAX:g} s",))
 
     def _read_once(self) -> Readings:
+        self._reading = True  # here: a thread may be waited for in vain
         try:
             return self._read()
         finally:
@@ -197,9 +199,18 @@ def _cpu_seconds() -> dict[int, tuple[float, float]]:
     own = _own_cpus()
     return {
         number: (times.idle + getattr(times, "iowait", 0.0), sum(times) - _counted_twice(times))
-        for number, times in enumerate(psutil.cpu_times(percpu=True))
+        for number, times in zip(_numbers(), psutil.cpu_times(percpu=True), strict=False)
         if number in own
     }
+
+
+def _numbers() -> Iterable[int]:
+    """Of the CPUs whose times psutil lists, in its order: on Linux one that is offline is left out there."""
+    try:
+        text = Path(psutil.PROCFS_PATH, "stat").read_text(encoding="utf-8")
+    except (AttributeError, OSError):
+        return count()
+    return map(int, re.findall(r"^cpu([0-9]+) ", text, re.MULTILINE))
 
 
 def _counted_twice(times: Any) -> float:

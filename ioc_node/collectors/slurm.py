@@ -89,19 +89,21 @@ class SlurmCollector:
 
 def read_nodes(text: str, options: SlurmOptions, architectures: dict[str, str]) -> Collected:
     """The hosts in what scontrol printed. `architectures` remembers what a node said of itself before its controller
-    was started again. Raises `CollectorFailed` where it is no list of nodes.
+    was started again, for as long as there is such a node. Raises `CollectorFailed` where it is no list of nodes.
     """
-    lines = text.splitlines()
+    lines = text.removesuffix("\n").split("\n")  # a comment may hold what Unicode takes for the end of a line
     if len(lines) > HOSTS_MAX:
         raise CollectorFailed(f"slurm: more than {HOSTS_MAX} nodes: use several providers, by `partitions`")
     hosts: list[CollectedHost] = []
     refused: list[RefusedRow] = []
+    names: set[str] = set()
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("No nodes"):
             continue
         if not line.startswith("NodeName="):
             raise CollectorFailed(f"slurm: line {number} is no node: {line[:60]!r}")
         fields = node_fields(line)
+        names.add(fields["NodeName"])
         partitions = _listed(fields.get("Partitions", ""))
         if options.partitions and not set(options.partitions) & set(partitions):
             continue
@@ -118,6 +120,8 @@ def read_nodes(text: str, options: SlurmOptions, architectures: dict[str, str]) 
             refused.append(_refused(number, fields, fault))
             free = None
         hosts.append(CollectedHost(host, free, number))
+    for name in architectures.keys() - names:
+        del architectures[name]
     return Collected("slurm", tuple(hosts), tuple(refused))
 
 

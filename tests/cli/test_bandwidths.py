@@ -11,6 +11,8 @@ from ioc_node import api
 from ioc_node.cli.bandwidths import config_text
 from ioc_node.config import NodeConfig, convert_document
 from ioc_node.core.bandwidth import Ceilings
+from ioc_node.errors import ConfigError
+from ioc_node.throttling import make_throttles
 from ioc_testnet.network import Testnet
 from tests.cli.inside import Cli
 
@@ -113,3 +115,12 @@ def test_weights_that_are_the_usual_ones_need_not_be_written_down() -> None:
         "task = 6",
         "bulk = 1",
     ]
+
+
+@pytest.mark.parametrize(
+    "text", ["[bandwidth.sending]\nmb_s = inf", "[bandwidth.receiving]\nclasses_mb_s = { bulk = 1e-9 }",
+             "[bandwidth.weights]\ntask = inf", "[tasks]\nlease_seconds = inf"],
+)  # fmt: skip
+def test_numbers_without_bounds_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected float"):
+        make_throttles(NodeConfig.parse(f'role = "provider"\n{text}').bandwidth)

@@ -16,7 +16,7 @@ import trio
 
 from ioc_node.collectors import local, nvml
 from ioc_node.collectors.collector import BadCollector, CollectedHost, free_fault
-from ioc_node.collectors.local import LocalCollector
+from ioc_node.collectors.local import CoreLoad, LocalCollector
 from ioc_node.collectors.nvml import DeviceReading, Readings, free_milli, group_devices, read_devices
 from ioc_node.collectors.peaks import model_of, name_words, nominal_tflops
 from tests.collectors.recorded_devices import H100, RecordedNvml
@@ -176,6 +176,38 @@ async def test_a_driver_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: p
     with trio.fail_after(10):
         while (await look(collector))[1]:
             await trio.sleep(0.01)
+
+
+async def test_a_driver_that_was_never_asked_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All threads of the node were busy for too long."""
+    monkeypatch.setattr(local, "NVML_SECONDS_MAX", 0.05)
+    limiter = trio.to_thread.current_default_thread_limiter()
+    collector = LocalCollector(PATH, tmp_path, read=none)
+    busy = [object() for _ in range(int(limiter.total_tokens))]
+    for each in busy:
+        limiter.acquire_on_behalf_of_nowait(each)
+    try:
+        assert (await collector._devices()).faults == ("NVML: no answer within 0.05 s",)
+    finally:
+        for each in busy:
+            limiter.release_on_behalf_of(each)
+    assert await collector._devices() == none()
+
+
+async def test_cpus_that_are_offline_shift_no_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine whose second threads are switched off."""
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 2})
+    load, told = CoreLoad(), []
+    for idle in (0, 100):
+        rows = [f"cpu{number} 100 0 0 {idle} 0 0 0 0 0 0" for number in (0, 2)]
+        (tmp_path / "stat").write_text("\n".join(["cpu 0 0 0 0 0 0 0 0 0 0", *rows, "intr 0"]))
+        told.append(await load.free_milli())
+    assert told == [2000, 2000]
 
 
 async def test_a_machine_without_a_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

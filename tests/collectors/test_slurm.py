@@ -62,6 +62,19 @@ def test_free_text_says_nothing_of_a_node() -> None:
     assert fields["Reason"].startswith("x  y=3 State=DOWN [root@")
 
 
+def test_a_comment_with_an_odd_end_of_line_ends_no_line() -> None:
+    (found,) = read(ONE.replace("Comment=", "Comment=a\u2028b\x0cc\x85d")).hosts
+    assert found.line == 1
+
+
+def test_nodes_that_are_gone_are_forgotten() -> None:
+    """A cluster in a cloud may have a new name for each node."""
+    remembered: dict[str, str] = {}
+    for name in ("n1", "n2"):
+        read_nodes(ONE.replace("NodeName=n1", f"NodeName={name}"), options(), remembered)
+    assert remembered == {"n2": "x86_64"}
+
+
 SERVING = "IDLE MIXED ALLOCATED IDLE+COMPLETING IDLE+CLOUD+POWERED_DOWN MIXED- IDLE~ ALLOCATED+PLANNED"
 IDLING = (
     "IDLE* IDLE+DRAIN MIXED+DRAIN+NOT_RESPONDING DOWN DOWN*+DRAIN FAIL MIXED+FAIL IDLE+MAINTENANCE IDLE$"
