@@ -21,6 +21,7 @@ from ioc_wire.bulk import (
     TicketsIssued,
     chunk_count,
     format_blob_id,
+    ticket_of,
     tickets_of,
 )
 from ioc_wire.dht import HolderRecord
@@ -117,7 +118,7 @@ class Sources:
 async def ask_ticket(blob: bytes, holder: Holder, links: LinkEndpoint) -> Ticket:
     """A ticket of one holder. Raises `PeerUnreachable`, or its refusal."""
     link = await links.reach(holder.contact)
-    return (await link.request(RequestTicket(blob), TicketIssued)).ticket
+    return ticket_of(await link.request(RequestTicket(blob), TicketIssued), blob, holder.key)
 
 
 async def ask_tickets(blobs: Sequence[bytes], link: Link, reader: bytes) -> list[Ticket | None]:

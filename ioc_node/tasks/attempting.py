@@ -21,11 +21,12 @@ from ioc_node.tasks.exchange import BlobExchange, Connect
 from ioc_node.tasks.journal import AttemptRow, Journal
 from ioc_node.tasks.live import LiveTask
 from ioc_node.tasks.story import Source, now_ms
-from ioc_wire.bulk import Ticket, TicketIssued, format_blob_id
+from ioc_wire.bulk import Ticket, TicketIssued, format_blob_id, ticket_of
 from ioc_wire.errors import (
     BadTask,
     Busy,
     Closing,
+    Malformed,
     NotFound,
     RateLimited,
     RemoteFault,
@@ -203,9 +204,9 @@ class Attempting:
         try:
             holder = await self._connect(source.holder)
             issued = await holder.request(GrantOutput(source.task, source.blob, reader), TicketIssued)
-        except (PeerUnreachable, TaskUnknown, NotFound) as error:
+            return ticket_of(issued, source.blob, source.holder.key)
+        except (PeerUnreachable, TaskUnknown, NotFound, Malformed) as error:
             raise InputLost(source.blob, str(error)) from None
-        return issued.ticket
 
     # -- watching
 

@@ -14,9 +14,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 import ioc_node
 from ioc_node.bulk.endpoint import open_channel
 from ioc_node.bulk.engines import load_engine
+from ioc_node.errors import RequestRefused
 from ioc_node.runtime.link_transport import RESOURCE, TransportBroken, WebSocketTransport, run_websocket
 from ioc_node.runtime.tls import client_context
+from ioc_node.tasks.attempting import InputLost
 from ioc_node.tasks.definition import BLOB
+from ioc_node.tasks.story import Source
 from ioc_wire.bulk import RequestTicket, TicketIssued, parse_blob_id
 from ioc_wire.codec import Message
 from ioc_wire.errors import (
@@ -28,6 +31,7 @@ from ioc_wire.errors import (
     WireError,
 )
 from ioc_wire.gossip import PublishHead
+from ioc_wire.market import Contact
 from ioc_wire.tasks import CancelTask, GrantOutput, Input, SettleTask, WatchTask
 from tests.node.conftest import MakeHome
 from tests.node.three_nodes import HELLO, MIB, changed, one_line, open_three
@@ -231,6 +235,33 @@ async def test_a_member_gets_nothing_that_is_anothers(make_home: MakeHome, tmp_p
                 await gossip.request(PublishHead(replica.held.news))
         issued = await provider_ticket(node, provider, task.id, output.blob)
         assert issued.ticket.reader == node.identity.public_key, "the owner still can"
+
+
+async def test_a_ticket_for_another_blob_gives_nobody_wrong_bytes(
+    make_home: MakeHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be verified against the name in the ticket, and taken for what was asked for."""
+    async with open_three(make_home) as nodes:
+        node, mallory = nodes.consumer, nodes.provider
+        task = await node.submit(ioc_node.TaskSpec.load(HELLO))
+        with trio.fail_after(10):
+            (output,) = (await task.result()).outputs
+        blobs = []
+        for text in (b"asked for", b"given"):
+            (tmp_path / "file").write_bytes(text)
+            blobs.append((await mallory.add(tmp_path / "file")).blob)
+        issue = mallory.bulk.issue_ticket
+        monkeypatch.setattr(mallory.bulk, "issue_ticket", lambda _blob, *a, **k: issue(blobs[1], *a, **k))
+        with pytest.raises(RequestRefused, match="a ticket for "):
+            await node.get(blobs[0], tmp_path / "copy")
+        with pytest.raises(RequestRefused, match="a ticket for "):
+            async with node.open_blob(blobs[0]) as pieces:
+                raise AssertionError([bytes(piece) async for piece in pieces])
+        source = Source(
+            output.blob, task.id, Contact(mallory.identity.public_key, "127.0.0.1", mallory.config.port)
+        )
+        with pytest.raises(InputLost, match="a ticket for "):
+            await node.consumer._attempting.request_output(source, node.identity.public_key)
 
 
 async def provider_ticket(

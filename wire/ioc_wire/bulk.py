@@ -381,6 +381,16 @@ class TicketsIssued(Message, tag=65, frozen=True):
     endpoints: Annotated[tuple[Endpoint, ...], msgspec.Meta(max_length=ENDPOINTS_MAX)] = ()
 
 
+def ticket_of(issued: TicketIssued, blob: bytes, holder: bytes) -> Ticket:
+    """The ticket of an answer to `RequestTicket` or `GrantOutput`; raises `Malformed` where it is one for another blob,
+    whose bytes would be taken for those that were asked for, or of another holder.
+    """
+    ticket = issued.ticket
+    if ticket.blob != blob or ticket.holder != holder:
+        raise Malformed(f"a ticket for {format_blob_id(ticket.blob)}, asked was for {format_blob_id(blob)}")
+    return ticket
+
+
 def tickets_of(
     issued: TicketsIssued, blobs: Sequence[bytes], holder: bytes, reader: bytes
 ) -> list[Ticket | None]:
