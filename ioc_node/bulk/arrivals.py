@@ -70,8 +70,12 @@ class Arrivals(BlobShelf):
         except StorageUnusable:
             await self.discard_partial(info.id)
             raise
-        if recheck:
-            await trio.to_thread.run_sync(partial.recheck_sync)
+        try:
+            if recheck:
+                await trio.to_thread.run_sync(partial.recheck_sync)
+        except BaseException:
+            partial.close()
+            raise
         return partial
 
     async def resume(self, blob: bytes, *, recheck: bool = True) -> PartialBlob | None:

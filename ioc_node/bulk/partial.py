@@ -78,9 +78,9 @@ class PartialBlob:
             if not _file(self._stem, INFO_SUFFIX).exists():
                 write_file(_file(self._stem, INFO_SUFFIX), encode(self.info))
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            self._data = os.open(_file(self._stem, ".data"), flags, FILE_MODE)
-            self._marks = os.open(_file(self._stem, ".marks"), flags, FILE_MODE)
             try:
+                self._data = os.open(_file(self._stem, ".data"), flags, FILE_MODE)
+                self._marks = os.open(_file(self._stem, ".marks"), flags, FILE_MODE)
                 reserve_space(self._data, self.info.size)
                 os.ftruncate(self._data, self.info.size)
                 os.ftruncate(self._marks, len(self.info.chunks))

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from ioc_node.bulk.blobs import BlobStore
+from ioc_node.bulk.partial import PartialBlob
 from ioc_node.errors import StorageFull, UsageError
 from ioc_wire.bulk import BlobInfo, ChunkRange, blob_id_of, chunk_hash, format_blob_id
 from ioc_wire.errors import BlobCorrupt, NotFound
@@ -222,3 +223,30 @@ def flip_bit(path: Path, offset: int) -> None:
         byte = file.read(1)[0]
         file.seek(offset)
         file.write(bytes([byte ^ 1]))
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_a_beginning_that_fails_leaves_no_descriptors(
+    bob_store: BlobStore, alice_store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has no room for one more file, or whoever wanted the blob is gone."""
+    info = await alice_store.add_bytes(BIG)
+    (bob_store.folder / "partial" / f"{format_blob_id(info.blob)}.marks").mkdir()
+    before = open_descriptors()
+    with pytest.raises(IsADirectoryError):
+        await bob_store.begin(info)
+    (bob_store.folder / "partial" / f"{format_blob_id(info.blob)}.marks").rmdir()
+    assert open_descriptors() == before
+    open_sync = PartialBlob.open_sync
+    with trio.CancelScope() as scope:
+        monkeypatch.setattr(
+            PartialBlob,
+            "open_sync",
+            lambda partial: (open_sync(partial), trio.from_thread.run_sync(scope.cancel)),
+        )
+        await bob_store.begin(info)
+    assert scope.cancelled_caught
+    assert open_descriptors() == before

@@ -1,6 +1,7 @@
 """A blob taken over from an open file: by a second name or by a copy, and never in a way that changes the file."""
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,3 +129,16 @@ def test_options(tmp_path: Path) -> None:
         ShmOffload(tmp_path, {"speed": 9})
     with pytest.raises(ConfigError, match="Expected `bool`"):
         ShmOffload(tmp_path, {"links": "no"})
+
+
+def test_what_a_killed_node_left_is_removed(tmp_path: Path) -> None:
+    other = ShmOffload(tmp_path)
+    assert other.export(b"b" * 32) is not None
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(tmp_path / "shm-00000000.sock"))
+    road = ShmOffload(tmp_path)
+    assert road.export(b"b" * 32) is not None
+    assert {other._path, road._path} == set(tmp_path.iterdir())
+    other.close()
+    road.close()
+    assert not list(tmp_path.iterdir())

@@ -121,6 +121,7 @@ class ShmOffload:
 
     def _listen(self) -> socket.socket:
         if self._listener is None:
+            _remove_left(self._path.parent)
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 listener.bind(str(self._path))
@@ -262,6 +263,17 @@ def _opened(path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _remove_left(folder: Path) -> None:
+    """Sockets that nobody listens at any more: a node that was killed removes nothing."""
+    for path in folder.glob("shm-*.sock"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as look, suppress(OSError):
+            look.setblocking(False)
+            try:
+                look.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
 
 
 def _boot_id() -> str:
