@@ -36,7 +36,7 @@ async def run_command(
     except OSError as error:
         raise CollectorFailed(f"{name} cannot be started: {error.strerror or error}") from None
     said, complaint = bytearray(), bytearray()
-    fits = True
+    fits, ended = True, False
     with trio.move_on_after(seconds) as scope:
         try:
             assert process.stdout is not None
@@ -48,8 +48,9 @@ async def run_command(
                     await process.wait()
                 else:
                     nursery.cancel_scope.cancel()
+            ended = fits
         finally:
-            await _end(process)
+            await _end(process, alone=ended)
     if not fits:
         raise CollectorFailed(f"{name} printed more than {bytes_max} bytes")
     if scope.cancelled_caught:
@@ -76,9 +77,10 @@ async def _drain(stream: trio.abc.ReceiveStream, into: bytearray) -> None:
         del into[:-ERROR_BYTES_MAX]
 
 
-async def _end(process: trio.Process) -> None:
-    """See it gone, with what it started (it leads a process group of its own)."""
-    if process.poll() is None:
+async def _end(process: trio.Process, *, alone: bool) -> None:
+    """See it gone, with what it started (it leads a process group of its own) unless all of that is gone: it may have
+    ended itself, and left a child that holds its output open."""
+    if not alone:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     with trio.CancelScope(shield=True):
