@@ -32,7 +32,7 @@ from ioc_node.collectors.collector import (
     load_collector,
 )
 from ioc_node.collectors.local import LocalMachine
-from ioc_node.config import CollectorConfig, NodeConfig, ResourceConfig
+from ioc_node.config import CollectorConfig, NodeConfig, ResourceConfig, convert_document
 from ioc_node.errors import ConfigError, NodeError, UsageError
 from ioc_node.registering import Registrar, Replaced
 from ioc_node.resources import Resource, plan_resources
@@ -137,10 +137,12 @@ class Collecting:
             raise UsageError("this node is starting: ask again in a moment")
         try:
             options = msgspec.json.decode(message.options, type=dict[str, Any])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise UsageError(f"options of the collector: {error}") from None
-        config = CollectorConfig(
-            name=message.name, interval_seconds=message.interval_seconds, options=options
+        config = convert_document(
+            {"name": message.name, "interval_seconds": message.interval_seconds, "options": options},
+            CollectorConfig,
+            "collector",
         )
         if len(self.at_work) >= COLLECTORS_MAX:
             raise UsageError(f"{COLLECTORS_MAX} collectors are at work already")

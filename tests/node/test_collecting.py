@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 import pytest
 import structlog
 import trio
+import trio.testing
 
+from ioc_node.api import AddCollector
 from ioc_node.collecting import Collecting, plan_hosts
 from ioc_node.collectors.collector import (
     BUILT_IN,
@@ -23,7 +25,7 @@ from ioc_node.collectors.collector import (
 )
 from ioc_node.config import CollectorConfig, NodeConfig
 from ioc_node.core.own_catalogue import OwnCatalogue
-from ioc_node.errors import NodeError
+from ioc_node.errors import NodeError, UsageError
 from ioc_node.market.leases import LeaseBook
 from ioc_node.registering import Registrar, Replaced
 from ioc_node.resources import RecordSigner, Resource
@@ -323,3 +325,21 @@ def test_a_collector_of_others_that_cannot_be_made(
     monkeypatch.setitem(BUILT_IN, "plugin", value)
     with pytest.raises(BadCollector, match=reason):
         load_collector("plugin", {"some": 1}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("interval_seconds", "options"), [(-1.0, b"{}"), (math.nan, b"{}"), (1.0, b"[]"), (1.0, b'{"a":' * 9999)]
+)
+async def test_a_collector_that_is_added_is_checked_like_one_of_config_toml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval_seconds: float, options: bytes
+) -> None:
+    with Store(tmp_path / "node.db") as store:
+        answers = [collected(host("h1"))] * 9
+        collecting, _, _ = collecting_plugin(monkeypatch, tmp_path, store, *answers)
+        collecting.at_work.clear()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(collecting.run)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(UsageError):
+                await collecting.add(AddCollector("plugin", interval_seconds, options))
+            nursery.cancel_scope.cancel()
