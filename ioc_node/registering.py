@@ -12,7 +12,7 @@ import trio.lowlevel
 from ioc_node.api import RegisteredRow
 from ioc_node.collectors.collector import Free
 from ioc_node.core.own_catalogue import OwnCatalogue
-from ioc_node.errors import NodeError
+from ioc_node.errors import ConfigError, NodeError
 from ioc_node.market.leases import Amounts, LeaseBook
 from ioc_node.resources import RecordSigner, Resource
 from ioc_node.runtime.dht import Dht
@@ -172,7 +172,7 @@ class Registrar:
                 while resource is not None and time.monotonic() < turn_ends:
                     try:
                         self._sign(resource)
-                    except (WireError, NodeError) as error:
+                    except (WireError, ConfigError) as error:  # a fault of the disk ends the transaction
                         refused.append((resource.cid, str(error)))
                     else:
                         self._signer.note_collected(resource.cid, collector)

@@ -25,7 +25,7 @@ from ioc_node.collectors.collector import (
 )
 from ioc_node.config import CollectorConfig, NodeConfig
 from ioc_node.core.own_catalogue import OwnCatalogue
-from ioc_node.errors import NodeError, UsageError
+from ioc_node.errors import NodeError, StorageFull, UsageError
 from ioc_node.market.leases import LeaseBook
 from ioc_node.registering import Registrar, Replaced
 from ioc_node.resources import RecordSigner, Resource
@@ -74,6 +74,21 @@ async def test_only_what_changed_is_signed(tmp_path: Path) -> None:
         )
         registrar.silence("a")
         assert [row.slot for row in registrar.status_rows()] == [own.slot_of(cid("h9"))]
+
+
+@pytest.mark.parametrize("pages", range(1, 9, 2))
+async def test_a_disk_that_fills_up_is_a_full_disk(tmp_path: Path, pages: int) -> None:
+    """Wherever it is noticed; and what was not kept is signed the next time."""
+    with Store(tmp_path / "node.db") as store:
+        registrar = new_registrar(store, OwnCatalogue(KEY), "a")
+        hosts = found(*[f"h{number}" for number in range(300)])
+        ((there,),) = store.fetch("PRAGMA page_count")
+        store.execute(f"PRAGMA max_page_count={there + pages}")
+        with pytest.raises(StorageFull):
+            await registrar.replace("a", hosts)
+        store.execute("PRAGMA max_page_count=100000")
+        done = await registrar.replace("a", hosts)
+        assert (done.added + done.changed, done.refused) == (300, ())
 
 
 async def test_a_restart_waits_for_the_collector(tmp_path: Path) -> None:
