@@ -13,7 +13,7 @@ import trio
 from ioc_node.bulk import endpoint, gathering, schedule
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.offload import load_offloads
-from ioc_node.bulk.offloads.shm import ShmDescriptor, ShmOffload
+from ioc_node.bulk.offloads.shm import ShmDescriptor, ShmOffload, boot_id
 from ioc_node.bulk.transfers import open_bulk
 from ioc_wire.bulk import BlobInfo, OffloadDescriptor, Ticket
 from ioc_wire.codec import decode, encode
@@ -143,7 +143,7 @@ async def test_two_processes_of_one_host_share_memory(tmp_path: Path, bob_store:
 
 
 @pytest.mark.parametrize(
-    "trouble", ["socket gone", "another host", "another instance", "nonsense", "no offload"]
+    "trouble", ["socket gone", "another host", "another socket", "another instance", "nonsense", "no offload"]
 )
 async def test_quic_takes_over_where_shared_memory_fails(
     tmp_path: Path, bob_store: BlobStore, trouble: str
@@ -158,15 +158,20 @@ async def test_quic_takes_over_where_shared_memory_fails(
         if trouble == "socket gone":
             await trio.Path(where.path).unlink()
         elif trouble == "another host":
-            where = ShmDescriptor("elsewhere", where.path, where.instance)
+            where = ShmDescriptor.of("elsewhere", where.path, where.instance)
+        elif trouble == "another socket":  # what a holder far away may make of a descriptor that it was given
+            where = ShmDescriptor(where.tag, "/run/another.sock", where.instance)
         elif trouble == "another instance":
-            where = ShmDescriptor(where.boot, where.path, bytes(32))
+            where = ShmDescriptor.of(boot_id(), where.path, bytes(32))
         payload = b"\xc1" if trouble == "nonsense" else encode(where)
         ticket = holder.ticket
         fields = {name: getattr(ticket, name) for name in Ticket.__struct_fields__}
         report = await bob.fetch(Ticket(**(fields | {"offloads": (OffloadDescriptor("shm", payload),)})))
     assert report.transport == "quic/qh3"
     assert "shm" in report.reason
+    if trouble in ("another host", "another socket"):
+        assert report.reason == "shm: another host"
+    assert boot_id().encode() not in holder.ticket.offloads[0].payload
     tried = trouble in ("another instance", "nonsense")
     assert bob.counters.offload_fallbacks["shm"] == tried
     assert sum(bob.counters.fallback_kinds.values()) == tried

@@ -16,11 +16,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 import msgspec
 import structlog
 import trio
+from blake3 import blake3
 
 from ioc_node.bulk.disk import FOLDER_MODE, read_at
 from ioc_node.bulk.offload import Capability, Landing, OffloadSource, OffloadUnusable, Options, Reach
@@ -60,13 +61,21 @@ _M = TypeVar("_M", bound=BulkMessage)
 
 
 class ShmDescriptor(Message, frozen=True):
-    """Payload of the offload descriptor `shm`: which host, which socket, which instance behind it, and whether a reader
-    may give the holder's file a name of its own."""
+    """Payload of the offload descriptor `shm`: which socket, which instance behind it, and whether a reader may give
+    the holder's file a name of its own. `tag` is made of these and of the host's boot ID, which stays secret: a holder
+    on another host can't have a reader connect to a socket that it chose."""
 
-    boot: ShortText
+    tag: Digest
     path: ShortText
     instance: Digest
     links: bool = True
+
+    @classmethod
+    def of(cls, boot: str, path: str, instance: bytes, links: bool = True) -> Self:
+        """The descriptor that holds on the host with this boot ID."""
+        return cls(
+            blake3(b"ioc/1 shm" + encode((boot, path, instance, links))).digest(), path, instance, links
+        )
 
 
 class ShmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,7 +94,7 @@ class ShmOffload:
             self._links = msgspec.convert(dict(options or {}), ShmOptions).links
         except msgspec.ValidationError as error:
             raise ConfigError(f"bulk.offload_options.shm: {error}") from None
-        self._boot = _boot_id()
+        self._boot = boot_id()
         self._instance = secrets.token_bytes(32)
         self._temporary: Path | None = None
         runtime_folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
@@ -116,7 +125,7 @@ class ShmOffload:
         except OSError as error:
             _log.warning("shm_cannot_listen", path=str(self._path), error=str(error))
             return None
-        payload = encode(ShmDescriptor(self._boot, str(self._path), self._instance, self._links))
+        payload = encode(ShmDescriptor.of(self._boot, str(self._path), self._instance, self._links))
         return OffloadDescriptor(NAME, payload)
 
     def _listen(self) -> socket.socket:
@@ -196,7 +205,7 @@ class ShmOffload:
     def reach(self, descriptor: OffloadDescriptor) -> Reach:
         """Whether the holder runs on this host and its socket can be seen from here."""
         where = decode(descriptor.payload, ShmDescriptor)
-        if where.boot != self._boot:
+        if where != ShmDescriptor.of(self._boot, where.path, where.instance, where.links):
             return Reach(False, "another host")
         if not Path(where.path).is_socket():
             return Reach(False, "the holder's socket cannot be seen from here")
@@ -276,7 +285,8 @@ def _remove_left(folder: Path) -> None:
                 path.unlink()
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """What tells this host from others until it starts anew; empty where the kernel doesn't say."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:
