@@ -3,15 +3,22 @@
 Every identifier has a slot, for ever: a withdrawn one leaves a tombstone and gets its slot back when it returns. A
 head commits to all slots. Its `seq` is the clock's seconds, or one more than the last where that is higher, so that a
 provider restored from a backup or started without its state never signs a second head for one `seq` (a fork).
+
+What is put and what is committed are kept apart: a commit is worked out in steps from what was there when it began, in
+a `Log` of its own, and takes the place of the one before in one go. Whoever reads meanwhile reads one log or the other.
 """
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import compress, count, islice, repeat
+from operator import gt
 from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ioc_node.core.by_slot import BySlot
+from ioc_node.core.steps import run_through
 from ioc_node.core.tree import MerkleTree
 from ioc_wire import limits
 from ioc_wire.errors import OverQuota, WrongRoot
@@ -35,9 +42,28 @@ SLOTS_MAX: Final = 65536
 FIRST: Final = bytes(32)
 
 
-class Commit(NamedTuple):
-    """A new head, and the slots that changed with it."""
+STEP_ENTRIES: Final = 64
+"""Entries encoded and hashed between two pauses: about a millisecond."""
+STEP_ROWS: Final = 4096
+"""Status rows sorted by part between two pauses."""
 
+
+class Log(NamedTuple):
+    """What one head commits to: never changed, only replaced."""
+
+    entries: Sequence[bytes] = ()
+    """Encoded, by slot."""
+    seqs: Sequence[int] = ()
+    """The head with which each slot changed last."""
+    tree: MerkleTree = MerkleTree()
+    head: Head | None = None
+    signed: Signed | None = None
+
+
+class Commit(NamedTuple):
+    """A new log, its head, and the slots that changed with it."""
+
+    log: Log
     head: Signed
     seq: int
     slots: tuple[int, ...]
@@ -50,26 +76,26 @@ class OwnCatalogue:
         self._key = key
         self.key = public_bytes(key)
         self._head_seconds = min(head_seconds, limits.HEAD_SECONDS_MAX)
-        self._entries: list[bytes] = []
         self._records: list[Signed | None] = []
         self._cids: list[str] = []
-        self._seqs: list[int] = []
         self._slots: dict[str, int] = {}
         self._dirty: set[int] = set()
-        self._tree = MerkleTree()
-        self._signed: Signed | None = None
-        self._head: Head | None = None
+        self._committing: set[int] = set()
+        """Slots of the commit that is being worked out; they stay here until it is taken."""
+        self._before: dict[int, Signed | None] = {}
+        """Their records as of its beginning, where those have changed since."""
+        self._log = Log()
         self._status_seq = 0
         self._parts: set[int] = set()
 
     @property
     def head(self) -> Signed | None:
         """The newest signed head, None before the first commit."""
-        return self._signed
+        return self._log.signed
 
     @property
     def seq(self) -> int:
-        return self._head.seq if self._head is not None else 0
+        return self._log.head.seq if self._log.head is not None else 0
 
     @property
     def slots(self) -> int:
@@ -83,6 +109,10 @@ class OwnCatalogue:
     def record(self, cid: str) -> Signed | None:
         slot = self._slots.get(cid)
         return self._records[slot] if slot is not None else None
+
+    def any_cid(self) -> str:
+        """Of a living identifier; empty where there is none."""
+        return next((cid for cid, record in zip(self._cids, self._records, strict=True) if record), "")
 
     def records(self) -> dict[str, Signed]:
         """Every living identifier with its signed record, in order of slot."""
@@ -104,11 +134,8 @@ class OwnCatalogue:
             self._slots[parsed.cid] = slot
             self._cids.append(parsed.cid)
             self._records.append(None)
-            self._seqs.append(0)
-            self._entries.append(b"")
         if self._records[slot] != record:
-            self._records[slot] = record
-            self._dirty.add(slot)
+            self._change(slot, record)
         return slot
 
     def withdraw(self, cid: str) -> bool:
@@ -116,66 +143,114 @@ class OwnCatalogue:
         slot = self.slot_of(cid)
         if slot is None:
             return False
-        self._records[slot] = None
-        self._dirty.add(slot)
+        self._change(slot, None)
         return True
+
+    def _change(self, slot: int, record: Signed | None) -> None:
+        if slot in self._committing:
+            self._before.setdefault(slot, self._records[slot])
+        self._records[slot] = record
+        self._dirty.add(slot)
 
     def renews_at(self) -> float:
         """When the head should be signed anew although nothing changed (seconds since 1970)."""
-        return self._head.issued + self._head_seconds / 2 if self._head is not None else 0.0
+        head = self._log.head
+        return head.issued + self._head_seconds / 2 if head is not None else 0.0
 
     def commit(self, *, unix: float, anew: bool = False, after: int = 0) -> Commit | None:
-        """Sign a new head if anything changed, the last one is half over, it is to be told `anew`, or its number is not
-        above `after`; else None.
+        """`committing` and `take` in one go."""
+        commit = run_through(self.committing(unix=unix, anew=anew, after=after))
+        if commit is not None:
+            self.take(commit)
+        return commit
 
-        It must be stored before it is shown to anybody.
+    def committing(
+        self, *, unix: float, anew: bool = False, after: int = 0
+    ) -> Generator[None, None, Commit | None]:
+        """Sign a new head, in steps, if anything changed, the last one is half over, it is to be told `anew`, or its
+        number is not above `after`; else None.
+
+        It must be stored before it is shown to anybody, which `take` does. What is put or withdrawn between two steps
+        belongs to the next commit; so does all of this one where it is never taken.
         """
-        stands = self._head is not None and not (self._dirty or anew) and unix < self.renews_at()
-        if stands and self.seq > after:
+        log = self._log
+        stands = log.head is not None and not (self._dirty or self._committing or anew)
+        if stands and unix < self.renews_at() and self.seq > after:
             return None
         seq = max(self.seq + 1, int(unix), after + 1)
-        slots = tuple(sorted(self._dirty))
-        for slot in slots:
-            self._seqs[slot] = seq
-            entry = CatalogueEntry(slot, seq, self._cids[slot], self._records[slot])
-            self._entries[slot] = entry_bytes(entry)
-        leaves = {slot: leaf_hash(self._entries[slot]) for slot in slots}
-        tree = self._tree.changed(leaves, len(self._entries))
+        changed, self._dirty = self._dirty, set()
+        changed |= self._committing
+        self._committing, self._before = changed, {}
+        fresh = len(self._cids) - len(log.entries)
+        slots = tuple(sorted(changed))
+        yield
+        entries, seqs = [*log.entries, *[b""] * fresh], [*log.seqs, *[0] * fresh]
+        leaves: BySlot[bytes] = BySlot()
+        yield
+        for done, slot in enumerate(slots, 1):
+            record = self._before[slot] if slot in self._before else self._records[slot]
+            seqs[slot] = seq
+            entries[slot] = entry_bytes(CatalogueEntry(slot, seq, self._cids[slot], record))
+            leaves[slot] = leaf_hash(entries[slot])
+            if done % STEP_ENTRIES == 0:
+                yield
+        tree = yield from log.tree.changing(leaves, len(entries))
         assert tree is not None
-        self._tree = tree
-        previous = hashlib.sha256(self._signed.payload).digest() if self._signed is not None else FIRST
+        yield from leaves.emptying()
+        previous = hashlib.sha256(log.signed.payload).digest() if log.signed is not None else FIRST
         expires = int(unix) + self._head_seconds
-        self._head = Head(seq, previous, tree.root, len(self._entries), int(unix), expires)
-        self._signed = sign(self._key, self._head)
-        self._dirty.clear()
-        return Commit(self._signed, seq, slots)
+        head = Head(seq, previous, tree.root, len(entries), int(unix), expires)
+        signed = sign(self._key, head)
+        return Commit(Log(entries, seqs, tree, head, signed), signed, seq, slots)
+
+    def take(self, commit: Commit) -> None:
+        """Show what was committed, and stored, from now on."""
+        assert commit.seq > self.seq, "one commit at a time"
+        self._log = commit.log
+        self._committing, self._before = set(), {}
 
     def entry(self, slot: int) -> bytes:
         """The encoded entry as of the last commit."""
-        return self._entries[slot]
+        return self._log.entries[slot]
 
     def entries_after(self, seq: int) -> tuple[bytes, ...]:
         """The entries that changed after head `seq`, in order of slot; all for 0."""
-        return tuple(self._entries[slot] for slot, changed in enumerate(self._seqs) if 0 < changed > seq)
+        return tuple(self.reading_after(seq))
+
+    def reading_after(self, seq: int) -> Iterator[bytes]:
+        """`entries_after`, one by one: all of the log that is shown now, whatever is committed meanwhile."""
+        log = self._log
+        slots = compress(count(), map(gt, log.seqs, repeat(seq)))
+        return map(log.entries.__getitem__, slots)
 
     def sign_status(
         self, rows: Iterable[StatusRow], *, unix: float, status_seconds: int = STATUS_SECONDS
     ) -> list[Signed]:
-        """Status rows in signed batches, good for `status_seconds`: one for each part of the slots that has rows or
-        had some the last time.
+        """`signing_status` in one go."""
+        return run_through(self.signing_status(rows, unix=unix, status_seconds=status_seconds))
+
+    def signing_status(
+        self, rows: Iterable[StatusRow], *, unix: float, status_seconds: int = STATUS_SECONDS
+    ) -> Generator[None, None, list[Signed]]:
+        """Status rows, as they are now, in signed batches, good for `status_seconds`: one for each part of the slots
+        that has rows or had some the last time. In steps.
         """
         self._status_seq = max(self._status_seq + 1, int(unix * 1000))
-        seconds = min(status_seconds, limits.STATUS_SECONDS_MAX)
+        seq, issued = self._status_seq, int(unix)
+        expires = issued + min(status_seconds, limits.STATUS_SECONDS_MAX)
         parts: defaultdict[int, list[StatusRow]] = defaultdict(list)
-        for row in rows:
-            parts[row.slot // limits.STATUS_ROWS_MAX].append(row)
-        told, self._parts = parts.keys() | self._parts, set(parts)
-        issued = int(unix)
-        batches = (
-            StatusBatch(self._status_seq, issued, issued + seconds, tuple(parts.get(part, ())), part)
-            for part in sorted(told)
-        )
-        return [sign(self._key, batch) for batch in batches]
+        waiting = iter(tuple(rows))
+        while step := tuple(islice(waiting, STEP_ROWS)):
+            for row in step:
+                parts[row.slot // limits.STATUS_ROWS_MAX].append(row)
+            yield
+        signed = []
+        for part in sorted(parts.keys() | self._parts):
+            batch = StatusBatch(seq, issued, expires, tuple(parts.get(part, ())), part)
+            signed.append(sign(self._key, batch))
+            yield
+        self._parts = set(parts)
+        return signed
 
     def restore(self, head: Signed, entries: Sequence[bytes]) -> None:
         """Take up a stored state. Raises `WrongRoot` (or why an entry or the head is bad) and stays empty then."""
@@ -188,9 +263,7 @@ class OwnCatalogue:
             raise WrongRoot("the stored entries")
         if any(entry.slot != slot for slot, entry in enumerate(decoded)):
             raise WrongRoot("stored entries are out of order")
-        self._entries = list(entries)
         self._records = [entry.record for entry in decoded]
         self._cids = [entry.cid for entry in decoded]
-        self._seqs = [entry.seq for entry in decoded]
         self._slots = {cid: slot for slot, cid in enumerate(self._cids)}
-        self._tree, self._head, self._signed = tree, parsed, head
+        self._log = Log(list(entries), [entry.seq for entry in decoded], tree, parsed, head)

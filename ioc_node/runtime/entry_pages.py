@@ -1,6 +1,7 @@
 """Catalogue entries over a link: the same pages from provider to core node and between core nodes."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import islice
 from typing import Final
 
 import trio
@@ -27,12 +28,15 @@ FETCH_BYTES_MAX: Final = 128 << 20
 TakePage = Callable[[tuple[bytes, ...]], Awaitable[None]]
 
 
-async def send_entries(head: Signed, entries: Sequence[bytes], send: SendItem) -> None:
-    """Send entries in pages; the last one is marked, and comes even where there are none."""
-    step = limits.PAGE_ENTRIES_MAX
-    for start in range(0, max(len(entries), 1), step):
-        page = tuple(entries[start : start + step])
-        await send(EntriesPage(head, page, last=start + step >= len(entries)))
+async def send_entries(head: Signed, entries: Iterator[bytes], send: SendItem) -> None:
+    """Send entries in pages, read one by one; the last one is marked, and comes even where there are none."""
+    page = tuple(islice(entries, limits.PAGE_ENTRIES_MAX))
+    last = False
+    while not last:
+        following = tuple(islice(entries, limits.PAGE_ENTRIES_MAX))
+        last = not following
+        await send(EntriesPage(head, page, last=last))
+        page = following
 
 
 async def send_held(catalogue: Catalogue, provider: bytes, after_seq: int, send: SendItem) -> None:

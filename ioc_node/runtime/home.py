@@ -27,6 +27,7 @@ from ioc_node.runtime.gossip import is_core, name_of
 from ioc_node.runtime.link_handlers import Handlers, SendItem
 from ioc_node.runtime.link_heart import Pace
 from ioc_node.runtime.links import Link, LinkEndpoint
+from ioc_node.runtime.pauses import run_with_pauses
 from ioc_wire import limits
 from ioc_wire.errors import Busy, Closing, NotFound, WireError
 from ioc_wire.gossip import (
@@ -64,7 +65,7 @@ SCOUT_BEAT_SECONDS: Final = 0.3
 class OwnShelf(Protocol):
     """Where a provider's own catalogue survives a restart; see `ioc_node.runtime.own_shelf`."""
 
-    async def save_own(self, own: OwnCatalogue, commit: Commit) -> None: ...
+    async def save_own(self, commit: Commit) -> None: ...
 
 
 class Home:
@@ -206,8 +207,7 @@ class Home:
             self._say(f"{name_of(contact.key)}: {why}")
 
     def _candidate(self, link: Link) -> Candidate:
-        records = next(iter(self.own.records()), "")
-        prefix = records.removeprefix("ioc:").partition("/")[0]
+        prefix = self.own.any_cid().removeprefix("ioc:").partition("/")[0]
         grant = link.peer.grant
         covers = grant is not None and bool(grant.prefix) and bool(prefix) and grant.covers(prefix)
         national = "national" in link.peer.roles
@@ -304,7 +304,7 @@ class Home:
         await self._publish(link, shelf)
         self._homes.served(link.peer.key, trio.current_time())
         self._say(f"published to {link.peer.name}")
-        self._send_status(link)
+        await self._send_status(link)
         self._leave_standby(link)
         await self._learn_contacts(link)
         status_at = trio.current_time() + self._status_seconds
@@ -318,7 +318,7 @@ class Home:
                 self._status_due = True
                 publish_at = now + PUBLISH_AGAIN_SECONDS
             if self._status_due or now >= status_at:
-                self._send_status(link)
+                await self._send_status(link)
                 status_at = now + self._status_seconds
 
     def _leave_standby(self, link: Link) -> None:
@@ -347,14 +347,17 @@ class Home:
         contact = self._contact()
         moved = contact is not None and contact.via is not None and contact != self._contact_told
         self._contact_told = contact
-        commit = self.own.commit(unix=self._clock(), anew=moved, after=after)
-        if commit is not None and shelf is not None:
+        commit = await run_with_pauses(self.own.committing(unix=self._clock(), anew=moved, after=after))
+        if commit is None:
+            return False
+        if shelf is not None:
             try:
-                await shelf.save_own(self.own, commit)
+                await shelf.save_own(commit)
             except StorageFull as error:
                 # Publishing goes on: without this state the log begins again at the clock, which forks nothing.
                 log.error("own_catalogue_not_stored", error=str(error))
-        return commit is not None
+        self.own.take(commit)
+        return True
 
     async def _publish(self, link: Link, shelf: OwnShelf | None) -> None:
         """Have the home core node hold the newest head. Raises why it does not."""
@@ -382,11 +385,11 @@ class Home:
                 await trio.sleep(PAUSE_SECONDS * 2**attempt * self._rng.uniform(0.5, 1.0))
         raise PeerUnreachable(f"{link.peer.name} stays busy")
 
-    def _send_status(self, link: Link) -> None:
+    async def _send_status(self, link: Link) -> None:
         self._status_due = False
         lifetime = max(10, round(self._status_seconds * STATUS_LIVES))
-        batches = self.own.sign_status(self._status(), unix=self._clock(), status_seconds=lifetime)
-        for message in pack_statuses(batches):
+        signing = self.own.signing_status(self._status(), unix=self._clock(), status_seconds=lifetime)
+        for message in pack_statuses(await run_with_pauses(signing)):
             if not link.notify_nowait(message):
                 self._status_due = True
 
@@ -416,7 +419,7 @@ class Home:
         head = self.own.head
         if message.provider != self.own.key or head is None:
             raise NotFound("this node serves its own catalogue only")
-        await send_entries(head, self.own.entries_after(message.after_seq), send)
+        await send_entries(head, self.own.reading_after(message.after_seq), send)
 
     def _say(self, state: str) -> None:
         if state != self.state:

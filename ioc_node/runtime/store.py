@@ -12,7 +12,7 @@ makes a new database; the old one stays for salvage (`sqlite3 FILE .recover`).
 import datetime
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -119,6 +119,13 @@ class Store:
         finally:
             if durable and not self._depth:
                 self.execute("PRAGMA synchronous=NORMAL")
+
+    def checkpoint(self) -> None:
+        """Bring the database up to its write-ahead log, for a thread, while others write: SQLite does it as part of a
+        commit otherwise, once there are WAL_PAGES.
+        """
+        with _named_faults(self.path), closing(sqlite3.connect(self.path, isolation_level=None)) as other:
+            other.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def open_reader(self) -> "Reader":
         """Another connection to the same database, for reads while a thread writes through this one."""
