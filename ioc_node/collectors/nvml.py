@@ -26,8 +26,8 @@ container may not be shown."""
 
 @dataclass(frozen=True, slots=True)
 class DeviceReading:
-    """One device at one moment. `name` as the driver gives it; memory in MiB; `utilisation` in percent, None where the
-    device doesn't tell; `processes` that compute on it."""
+    """One device at one moment. `name` as the driver gives it; memory in MiB, 0 where it isn't told; `utilisation` in
+    percent, None where the device doesn't tell; `processes` that compute on it."""
 
     name: str
     memory_mib: int
@@ -79,14 +79,21 @@ def read_devices(nvml: Any) -> Readings:
 
 
 def _read_device(nvml: Any, handle: Any) -> DeviceReading:
-    memory = _memory(nvml, handle)
+    divided = bool(_told(nvml, lambda: int(nvml.nvmlDeviceGetMigMode(handle)[0])))
+    try:
+        memory = _memory(nvml, handle)
+        total, used = int(memory.total) >> 20, int(memory.used) >> 20
+    except nvml.NVMLError_NoPermission:
+        if not divided:
+            raise
+        total = used = 0  # of a divided one only root is told
     return DeviceReading(
         name=str(nvml.nvmlDeviceGetName(handle)),
-        memory_mib=int(memory.total) >> 20,
-        memory_used_mib=int(memory.used) >> 20,
+        memory_mib=total,
+        memory_used_mib=used,
         utilisation=_told(nvml, lambda: int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
         processes=_told(nvml, lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle))) or 0,
-        divided=bool(_told(nvml, lambda: int(nvml.nvmlDeviceGetMigMode(handle)[0]))),
+        divided=divided,
     )
 
 

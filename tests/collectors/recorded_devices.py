@@ -28,6 +28,7 @@ class RecordedNvml:
         self.devices = devices
         self.fault: Exception | None = None
         self.inits = 0
+        self.privileged = True
         self._old = old
 
     def nvmlInit(self) -> None:
@@ -53,6 +54,8 @@ class RecordedNvml:
     def nvmlDeviceGetMemoryInfo(self, device: DeviceReading, version: int | None = None) -> Any:
         if self._old and version is not None:
             raise pynvml.NVMLError_FunctionNotFound()
+        if device.divided and not self.privileged:  # as nvml.h says of nvmlDeviceGetMemoryInfo in MIG mode
+            raise pynvml.NVMLError_NoPermission()
         return SimpleNamespace(total=device.memory_mib << 20, used=device.memory_used_mib << 20)
 
     def nvmlDeviceGetUtilizationRates(self, device: DeviceReading) -> Any:

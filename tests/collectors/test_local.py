@@ -139,6 +139,15 @@ def test_an_old_driver_and_a_lost_device() -> None:
     assert readings == Readings((H100,), ("NVML: device 0: GPU is lost",))
 
 
+def test_a_divided_device_is_counted_without_privileges_too() -> None:
+    driver = RecordedNvml([H100, replace(H100, divided=True)])
+    driver.privileged = False
+    readings = read_devices(driver)
+    assert readings == Readings((H100, replace(H100, memory_mib=0, divided=True)))
+    told = [(group.model, group.count, free) for group, free in group_devices(readings.devices, "exclusive")]
+    assert told == [("h100", 1, 1000), ("h100", 1, 0)]
+
+
 async def test_a_driver_that_fails_stops_nobody(tmp_path: Path) -> None:
     driver = RecordedNvml([H100, replace(H100, divided=True)])
     collector = LocalCollector(PATH, tmp_path, read=lambda: read_devices(driver))
