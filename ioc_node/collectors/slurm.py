@@ -194,8 +194,8 @@ def _groups(fields: Mapping[str, str], options: SlurmOptions) -> list[dict[str, 
 def _free(fields: Mapping[str, str], host: Host) -> Free | None:
     if not in_service(fields.get("State", "")):
         return None
-    groups = {"" if each.model == "unknown" else each.model: each.count for each in host.accelerators}
     try:
+        groups = gpu_groups(fields)  # of the host, in its order
         used = gpus_used_milli(fields, groups)
     except ValueError as error:
         raise RowFault("GresUsed", str(error)) from None

@@ -115,13 +115,16 @@ def gpus_used_milli(fields: Mapping[str, str], groups: Mapping[str, int]) -> dic
     """Thousandths of the GPUs of each type that jobs hold. Raises `ValueError`.
 
     Where Slurm doesn't say how much of a shared GPU is taken (22.05 names only the devices), all of it counts as taken.
-    Shares without a type count against every type.
+    GPUs and shares without a type, or of one that the node doesn't have, count against every type.
     """
     used = dict.fromkeys(groups, 0)
     shares = {gres.name: gres.count for gres in read_gres(fields.get("Gres", ""))}
     for gres in read_gres(fields.get("GresUsed", "")):
         if gres.name == "gpu" and gres.type in used:
             used[gres.type] += 1000 * gres.count
+        elif gres.name == "gpu":
+            for kind, count in groups.items():
+                used[kind] = min(1000 * count, used[kind] + 1000 * gres.count)
         elif gres.name in ("shard", "mps") and gres.count:
             for kind in [gres.type] if gres.type in used else used:
                 used[kind] += _shares_milli(gres, groups[kind], shares.get(gres.name, 0))

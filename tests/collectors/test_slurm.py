@@ -62,6 +62,13 @@ def test_free_text_says_nothing_of_a_node() -> None:
     assert fields["Reason"].startswith("x  y=3 State=DOWN [root@")
 
 
+def test_a_type_that_is_called_unknown_is_one() -> None:
+    line = changed(ONE, Gres="gpu:2,gpu:unknown:4", GresUsed="gpu:1(IDX:0),gpu:unknown:3(IDX:2-4)")
+    (found,) = read(line).hosts
+    assert found.free is not None
+    assert found.free.accelerators_milli == (1000, 1000)
+
+
 def test_a_comment_with_an_odd_end_of_line_ends_no_line() -> None:
     (found,) = read(ONE.replace("Comment=", "Comment=a\u2028b\x0cc\x85d")).hosts
     assert found.line == 1
@@ -100,6 +107,7 @@ def test_which_states_take_jobs(state: str) -> None:
         ("gpu:a100:1,gpu:v100:1,shard:8", "shard:2(2/4)", {"a100": 500, "v100": 500}),
         ("gpu:1g.5gb:7,lustre:no_consume:4G", "gpu:1g.5gb:7(IDX:0-6)", {"1g.5gb": 7000}),
         ("gpu:a100", "(null)", {"a100": 0}),
+        ("gpu:a100:2,gpu:v100:4", "gpu:3", {"a100": 2000, "v100": 3000}),  # which ones?
     ],
 )  # fmt: skip
 def test_gpus_and_what_jobs_hold_of_them(gres: str, used: str, milli: dict[str, int]) -> None:
