@@ -9,8 +9,9 @@ import errno
 import os
 from collections.abc import Sequence
 from itertools import takewhile
-from pathlib import Path
 from typing import Final
+
+from ioc_node.bulk.disk import write_all_at
 
 SIZE_MIN: Final = 32 << 20
 """Smaller files are quickly written, and likely to be read soon."""
@@ -18,35 +19,40 @@ BLOCK: Final = 4096
 """What memory, offset and length are multiples of: enough for every disk in use."""
 
 
-class DirectFile:
-    """A file that is written past the page cache, beside a descriptor of it that is not."""
+class DirectWriter:
+    """Writes a file of `size` bytes, open as `descriptor`, past the page cache where that is worth it and possible: the
+    usual way is for small files, file systems without it, and pieces that are not whole blocks."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, size: int) -> None:
         self._descriptor = descriptor
+        self._direct = _open_direct(descriptor) if size >= SIZE_MIN else -1
 
-    def write(self, pieces: Sequence[bytes | memoryview], offset: int) -> int:
-        """Write `pieces` one after the other from `offset`, a multiple of `BLOCK`; how many of them were written. The
-        others are to be written the usual way: they, or this disk, are not made for it."""
+    def write(self, pieces: Sequence[bytes | memoryview], offset: int) -> None:
+        """Write all pieces, one after the other, from `offset` on, a multiple of `BLOCK`."""
+        written = self._write_direct(pieces, offset) if self._direct >= 0 else 0
+        if rest := pieces[written:]:
+            write_all_at(self._descriptor, rest, offset + sum(map(len, pieces[:written])))
+
+    def _write_direct(self, pieces: Sequence[bytes | memoryview], offset: int) -> int:
+        """How many of the pieces were written."""
         whole = list(takewhile(lambda piece: len(piece) % BLOCK == 0, pieces))
         try:
-            written = os.pwritev(self._descriptor, whole, offset) if whole else 0
+            written = os.pwritev(self._direct, whole, offset) if whole else 0
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            written = 0  # memory that does not begin at a block
+            return 0  # memory that does not begin at a block
         return len(whole) if written == sum(map(len, whole)) else 0
 
     def close(self) -> None:
-        """Close it; the file stays."""
-        os.close(self._descriptor)
+        """Close what was opened for it: not `descriptor`."""
+        if self._direct >= 0:
+            os.close(self._direct)
+            self._direct = -1
 
 
-def open_direct(path: Path, size: int) -> DirectFile | None:
-    """A file of `size` bytes to be written so; None where that is not worth it, or not possible."""
-    direct = getattr(os, "O_DIRECT", 0)
-    if not direct or size < SIZE_MIN:
-        return None
+def _open_direct(descriptor: int) -> int:
     try:
-        return DirectFile(os.open(path, os.O_WRONLY | os.O_CLOEXEC | direct))
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
     except OSError:  # a file system without it
-        return None
+        return -1

@@ -17,7 +17,7 @@ from typing import Final
 
 import trio
 
-from ioc_node.bulk.direct import DirectFile, open_direct
+from ioc_node.bulk.direct import DirectWriter
 from ioc_node.bulk.disk import (
     FILE_MODE,
     copy_range,
@@ -25,7 +25,6 @@ from ioc_node.bulk.disk import (
     read_at,
     reserve_space,
     told_when_full,
-    write_all_at,
     write_at,
     write_file,
 )
@@ -60,7 +59,7 @@ class PartialBlob:
         self._on_finished = on_finished
         self._what = format_blob_id(info.blob)
         self._data = self._marks = -1
-        self._direct: DirectFile | None = None
+        self._writer: DirectWriter | None = None
         self._linked = False
         self._lock = threading.Lock()
         self._present = bytearray(len(info.chunks))
@@ -88,7 +87,7 @@ class PartialBlob:
             except OSError:
                 self.close()
                 raise
-        self._direct = open_direct(_file(self._stem, ".data"), self.info.size)
+        self._writer = DirectWriter(self._data, self.info.size)
         self._doubtful[: len(marks)] = bytes(map(bool, marks))
 
     def recheck_sync(self) -> None:
@@ -200,9 +199,8 @@ class PartialBlob:
 
     def _write(self, chunks: Sequence[bytes | memoryview], first: int) -> None:
         """Write chunks that follow one another to their place."""
-        written = self._direct.write(chunks, first * limits.CHUNK_BYTES) if self._direct is not None else 0
-        if rest := chunks[written:]:
-            write_all_at(self._data, rest, (first + written) * limits.CHUNK_BYTES)
+        assert self._writer is not None
+        self._writer.write(chunks, first * limits.CHUNK_BYTES)
 
     async def write_chunk(self, index: int, data: bytes | memoryview) -> None:
         """`write_chunk_sync` in a worker thread."""
@@ -274,9 +272,9 @@ class PartialBlob:
             if descriptor >= 0:
                 os.close(descriptor)
         self._data = self._marks = -1
-        if self._direct is not None:
-            self._direct.close()
-            self._direct = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
 def _runs(states: bytes | bytearray, state: int) -> Iterator[range]:

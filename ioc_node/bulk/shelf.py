@@ -13,6 +13,8 @@ from typing import Final, Protocol
 import structlog
 import trio
 
+from ioc_node.bulk.buffers import ChunkBuffers
+from ioc_node.bulk.direct import DirectWriter
 from ioc_node.bulk.disk import (
     BLOB_MODE,
     FOLDER_MODE,
@@ -42,6 +44,8 @@ from ioc_wire.errors import BlobCorrupt, Malformed, NotFound, TooLarge, WireErro
 INFOS_CACHED_MAX: Final = 64
 TOUCHED_SECONDS: Final = 60.0
 """A blob's last use is written down at most this often."""
+COPIED_CHUNKS: Final = 8
+"""Chunks that are copied in one go."""
 HASHES_SUFFIX: Final = ".hashes"
 
 _log = structlog.get_logger()
@@ -198,8 +202,7 @@ class BlobShelf:
             write_at(descriptor, self._read_one_small_sync(blob), 0)
             return
         info = self._load_info_sync(blob, size)
-        for index, data in enumerate(self._iterate_sync(info, range(len(info.chunks)))):
-            write_at(descriptor, data, index * limits.CHUNK_BYTES)
+        self._copy_sync(info, descriptor)
         self.touch(info.id)
 
     def _read_small_sync(self, blobs: Sequence[bytes]) -> dict[bytes, bytes | WireError]:
@@ -234,7 +237,7 @@ class BlobShelf:
         return list(self._iterate_sync(info, indexes))
 
     def _read_chunks_into_sync(
-        self, info: BlobInfo, indexes: Sequence[int], buffers: Sequence[bytearray]
+        self, info: BlobInfo, indexes: Sequence[int], buffers: Sequence[bytearray | memoryview]
     ) -> list[memoryview]:
         chunks = [
             memoryview(buffer)[: chunk_length(info.size, index)]
@@ -291,8 +294,7 @@ class BlobShelf:
             with told_when_full(str(target), target.parent):
                 descriptor = os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
                 try:
-                    for index, data in enumerate(self._iterate_sync(info, range(len(info.chunks)))):
-                        write_at(descriptor, data, index * limits.CHUNK_BYTES)
+                    self._copy_sync(info, descriptor)
                 finally:
                     os.close(descriptor)
                 sibling.replace(target)
@@ -301,6 +303,19 @@ class BlobShelf:
         finally:
             with suppress(OSError):
                 sibling.unlink(missing_ok=True)
+
+    def _copy_sync(self, info: BlobInfo, descriptor: int) -> None:
+        """Write a verified copy to an open file."""
+        writer = DirectWriter(descriptor, info.size)
+        memory = ChunkBuffers(min(limits.CHUNK_BYTES, max(1, info.size)))
+        buffers = [memory.take(limits.CHUNK_BYTES) for _ in range(min(COPIED_CHUNKS, len(info.chunks)))]
+        try:
+            for first in range(0, len(info.chunks), COPIED_CHUNKS):
+                indexes = range(len(info.chunks))[first : first + COPIED_CHUNKS]
+                chunks = self._read_chunks_into_sync(info, indexes, buffers[: len(indexes)])
+                writer.write(chunks, first * limits.CHUNK_BYTES)
+        finally:
+            writer.close()
 
     async def remove(self, blob: bytes) -> bool:
         """Delete a blob; whether it was here. Transfers of it end with `NotFound`."""

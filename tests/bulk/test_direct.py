@@ -12,7 +12,7 @@ import trio
 from ioc_node.bulk import direct
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.buffers import ChunkBuffers
-from ioc_node.bulk.direct import BLOCK, DirectFile, open_direct
+from ioc_node.bulk.direct import BLOCK, DirectWriter
 from ioc_node.bulk.gathering import Source
 from ioc_node.bulk.transfers import open_bulk
 from ioc_node.errors import StorageFull
@@ -27,14 +27,14 @@ DATA = pattern(SIZE)
 def wrote(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Every file is large enough; tells of each write how many pieces went past the cache, and how many there were."""
     told: list[tuple[int, int]] = []
-    write = DirectFile.write
+    write = DirectWriter._write_direct
 
-    def tell(self: DirectFile, pieces: Sequence[bytes | memoryview], offset: int) -> int:
+    def tell(self: DirectWriter, pieces: Sequence[bytes | memoryview], offset: int) -> int:
         told.append((write(self, pieces, offset), len(pieces)))
         return told[-1][0]
 
     monkeypatch.setattr(direct, "SIZE_MIN", 0)
-    monkeypatch.setattr(DirectFile, "write", tell)
+    monkeypatch.setattr(DirectWriter, "_write_direct", tell)
     return told
 
 
@@ -84,11 +84,11 @@ async def test_a_disk_without_it(bob_store: BlobStore, monkeypatch: pytest.Monke
 
 
 async def test_a_disk_that_is_full(bob_store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_self: DirectFile, _pieces: Sequence[bytes | memoryview], _offset: int) -> int:
+    def full(_self: DirectWriter, _pieces: Sequence[bytes | memoryview], _offset: int) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(direct, "SIZE_MIN", 0)
-    monkeypatch.setattr(DirectFile, "write", full)
+    monkeypatch.setattr(DirectWriter, "_write_direct", full)
     info = await BlobStore(bob_store.folder.with_name("other")).add_bytes(DATA)
     partial = await bob_store.begin(info)
     try:
@@ -99,10 +99,23 @@ async def test_a_disk_that_is_full(bob_store: BlobStore, monkeypatch: pytest.Mon
         partial.close()
 
 
-def test_small_files_are_not_worth_it(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.touch()
-    assert open_direct(path, direct.SIZE_MIN - 1) is None
+@pytest.mark.parametrize("size", [0, 7, MIB, SIZE, 12 * MIB])
+async def test_a_file_written_from_a_blob(
+    alice_store: BlobStore, tmp_path: Path, wrote: list[tuple[int, int]], size: int
+) -> None:
+    info = await alice_store.add_bytes(pattern(size))
+    await alice_store.export(info.blob, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == pattern(size)
+    assert sum(past for past, _ in wrote) == size // MIB
+
+
+async def test_small_files_are_not_worth_it(alice_store: BlobStore, tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        writer = DirectWriter(file.fileno(), direct.SIZE_MIN - 1)
+        assert writer._direct < 0
+        writer.write([b"abc", b"de"], 0)
+        writer.close()
+    assert (tmp_path / "file").read_bytes() == b"abcde"
 
 
 def test_buffers_go_around() -> None:
