@@ -69,6 +69,8 @@ class Registrar:
         self._withdrawn: list[str] = []
         self._dht: Dht | None = None
         self._collected: dict[str, dict[str, Resource]] = {}
+        self._settled: set[str] = set()
+        """Collectors of whose hosts the database knows no other than `_collected`."""
         self._rows: dict[str, tuple[StatusRow, ...]] = {}
         self._silenced: dict[str, tuple[StatusRow, ...]] = {}
 
@@ -123,8 +125,16 @@ class Registrar:
         ]
         wanted = {each.cid: each for each, _ in fresh if each.cid not in taken}
         known = self._collected.setdefault(collector, {})
-        before = self._signer.collected_by(collector) | known.keys()
-        news = [each for each in wanted.values() if known.get(each.cid) != each]
+        before = set(known)
+        if collector not in self._settled:
+            before |= self._signer.collected_by(collector)
+        self._settled.discard(collector)
+        news = []
+        for number, each in enumerate(wanted.values()):
+            if number % ROWS_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+            if known.get(each.cid) != each:
+                news.append(each)
         gone = sorted(before - wanted.keys())
         try:
             refused = await self._take_up(collector, news, known)
@@ -132,6 +142,7 @@ class Registrar:
         except NodeError:  # the disk is full: what was not kept is signed again the next time
             known.clear()
             raise
+        self._settled.add(collector)
         rows = await self._collected_rows(
             (known[each.cid], free) for each, free in fresh if free is not None and each.cid in known
         )

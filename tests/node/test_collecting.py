@@ -9,6 +9,7 @@ import structlog
 import trio
 import trio.testing
 
+from ioc_node import registering
 from ioc_node.api import AddCollector
 from ioc_node.collecting import Collecting, plan_hosts
 from ioc_node.collectors.collector import (
@@ -127,7 +128,10 @@ async def test_the_file_decides_what_is_in_the_dht(tmp_path: Path) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def test_a_large_inventory_leaves_turns_to_others(tmp_path: Path) -> None:
+async def test_a_large_inventory_leaves_turns_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registering, "ROWS_PER_TURN", 10)
     turns = 0
 
     async def count_turns() -> None:
@@ -143,6 +147,9 @@ async def test_a_large_inventory_leaves_turns_to_others(tmp_path: Path) -> None:
             hosts = [f"h{number}" for number in range(400)]
             assert (await registrar.replace("a", found(*hosts))).added == 400
             assert turns > 10
+            turns = 0
+            assert (await registrar.replace("a", found(*hosts))).unchanged == 400
+            assert turns > 60  # 40 while they are compared, 40 while what is free is told
             nursery.cancel_scope.cancel()
 
 
