@@ -96,6 +96,8 @@ class Table:
         self._least: dict[str, npt.NDArray[np.float64]] = dict.fromkeys(ZONED, np.zeros(0))
         self._rows: dict[bytes, npt.NDArray[np.int32]] = {}
         """Provider to row by slot, -1 where there is none."""
+        self.generation = 0
+        """Raised whenever rows are staged, or come into sight or go out of it."""
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self.columns[name]
@@ -113,12 +115,21 @@ class Table:
         """One more than the highest slot of which there is, or was, a row in sight."""
         return len(self._rows.get(provider, ()))
 
-    def has_at_least(self, column: str, least: float, block: slice) -> bool:
-        """Whether all rows in sight of a block of whole extents have so much, as far as is known without a look at
-        them. Of the zoned columns only.
+    def has_at_least(self, column: str, least: float, extents: Rows | slice) -> bool:
+        """Whether all rows in sight of these extents have so much, as far as is known without a look at them. Of the
+        zoned columns only.
         """
+        return bool(self._least[column][extents].min() >= least)
+
+    def extents_in(self, block: slice) -> slice:
+        """Those of a block, which is of whole ones."""
         step = self.extents.extent_rows
-        return bool(self._least[column][block.start // step : block.stop // step].min() >= least)
+        return slice(block.start // step, block.stop // step)
+
+    def extents_of(self, rows: Rows) -> Rows:
+        """Those in which these rows are."""
+        found: Rows = np.unique(rows // self.extents.extent_rows)
+        return found
 
     def kinds_of(self, rows: Rows | slice) -> npt.NDArray[np.int32]:
         found: npt.NDArray[np.int32] = self.columns["kind"][rows]
@@ -140,6 +151,7 @@ class Table:
 
     def stage(self, provider: bytes, records: Iterable[tuple[int, ResourceRecord, bool]]) -> list[int]:
         """Enter rows out of sight: slot, record, and whether it can be reached. Returns their numbers."""
+        self.generation += 1
         rows: list[int] = []
         lines: list[tuple[int, ...]] = []
         for slot, record, reachable in records:
@@ -213,6 +225,7 @@ class Table:
 
     def _regroup(self, hidden: Rows, shown: Rows) -> None:
         """Bring rows out of sight and into it, kind by kind."""
+        self.generation += 1
         self.live[hidden], self.live[shown] = False, True
         new = defaultdict(list)
         for number, row in zip(self.kinds_of(shown).tolist(), shown.tolist(), strict=True):
@@ -275,8 +288,8 @@ class Table:
         columns, kinds = self.columns, self.kinds
         names = ("slot", "free_cores", "free_memory", "queued", "price_now")
         slots, cores, memory, queued, prices = (columns[name][rows].tolist() for name in names)
-        free = self.free_accelerators[:, rows].T.tolist()
-        shapes = (kinds.shapes.values[shape] or () for shape in kinds["shape"][self.kinds_of(rows)].tolist())
+        shapes = [kinds.shapes.values[shape] or () for shape in kinds["shape"][self.kinds_of(rows)].tolist()]
+        free = self.free_accelerators[: max(map(len, shapes), default=0), rows].T.tolist()
         groups = (tuple(devices[: len(shape)]) for devices, shape in zip(free, shapes, strict=True))
         return map(StatusRow, slots, cores, memory, groups, queued, prices)
 

@@ -37,50 +37,61 @@ class Condition(NamedTuple):
     floor: tuple[str, float] | None = None
 
 
-def conditions(
-    demand: Demand, table: Table, *, unix: float
-) -> Generator[None, None, tuple[list[Condition], list[Condition]]]:
-    """Those on kinds of row (what a place is and can ever give), and those on single rows: what a host can ever give,
-    then what it can give now.
+class Standing(NamedTuple):
+    """The conditions that neither status nor time changes: on kinds of row (what a place is and can ever give), and on
+    single rows (what a host can ever give). `fit` is there where accelerators are wanted.
     """
+
+    kinds: list[Condition]
+    rows: list[Condition]
+    fit: AcceleratorFit | None
+
+
+def standing(demand: Demand, table: Table) -> Generator[None, None, Standing]:
+    """They hold while no row of the table comes or goes."""
     fit = None
     if demand.resources.accelerators:
         fit = AcceleratorFit(table, demand.resources.accelerators)
         yield from fit.decide()
     kinds = yield from _places(demand, table)
+    if fit is not None:
+        kinds.append(Condition("accelerators", fit.ever, fit.miss, fit.amounts))
     words = yield from _words(demand, table)
-    return [*kinds, *_ever(fit)], [*words, *_amounts(demand, table, fit, unix)]
+    resources, columns = demand.resources, table.columns
+    amounts = [
+        _at_least(columns, "cores", "cores", cores_milli(demand), 1000, "cores"),
+        _at_least(columns, "memory", "memory", resources.memory_mib, 1, "MiB of memory"),
+        _at_least(columns, "disk", "disk", resources.disk_mib, 1, "MiB of disk"),
+        _at_least(columns, "duration", "seconds", demand.wall_seconds, 1, "seconds that a task may run"),
+    ]
+    return Standing(kinds, [*words, *amounts], fit)
 
 
-def _ever(fit: AcceleratorFit | None) -> Iterator[Condition]:
-    if fit is not None:
-        yield Condition("accelerators", fit.ever, fit.miss, fit.amounts)
-
-
-def _amounts(demand: Demand, table: Table, fit: AcceleratorFit | None, unix: float) -> Iterator[Condition]:
-    limits, resources, columns = demand.constraints, demand.resources, table.columns
-    yield _at_least(columns, "cores", "cores", cores_milli(demand), 1000, "cores")
-    yield _at_least(columns, "memory", "memory", resources.memory_mib, 1, "MiB of memory")
-    yield _at_least(columns, "disk", "disk", resources.disk_mib, 1, "MiB of disk")
-    yield _at_least(columns, "duration", "seconds", demand.wall_seconds, 1, "seconds that a task may run")
-    yield Condition(
-        "record",
-        lambda rows: table["expires"][rows] > unix,
-        _text("has a record that has expired"),
-        floor=("expires", int(unix) + 1),
-    )
-    yield Condition(
-        "status",
-        lambda rows: table["fresh_until"][rows] > unix,
-        _text("has not told its status of late"),
-        floor=("fresh_until", math.nextafter(unix, math.inf)),
-    )
+def current(demand: Demand, table: Table, fit: AcceleratorFit | None, *, unix: float) -> list[Condition]:
+    """The conditions on what a host can give now."""
+    limits, columns = demand.constraints, table.columns
+    found = [
+        Condition(
+            "record",
+            lambda rows: table["expires"][rows] > unix,
+            _text("has a record that has expired"),
+            floor=("expires", int(unix) + 1),
+        ),
+        Condition(
+            "status",
+            lambda rows: table["fresh_until"][rows] > unix,
+            _text("has not told its status of late"),
+            floor=("fresh_until", math.nextafter(unix, math.inf)),
+        ),
+    ]
     if limits.price_micro_max is not None:
-        yield _price(limits.price_micro_max, table)
+        found.append(_price(limits.price_micro_max, table))
     if fit is not None:
-        yield Condition("free accelerators", fit.now, _text("has them, but not free now"))
-    yield _at_least(columns, "free cores", "free_cores", cores_milli(demand), 1000, "cores free")
-    yield _at_least(columns, "free memory", "free_memory", resources.memory_mib, 1, "MiB of memory free")
+        found.append(Condition("free accelerators", fit.now, _text("has them, but not free now")))
+    found.append(_at_least(columns, "free cores", "free_cores", cores_milli(demand), 1000, "cores free"))
+    memory = demand.resources.memory_mib
+    found.append(_at_least(columns, "free memory", "free_memory", memory, 1, "MiB of memory free"))
+    return found
 
 
 # -- where

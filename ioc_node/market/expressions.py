@@ -6,7 +6,7 @@ An expression of many comparisons is held against all rows beforehand, a few at 
 likes, and no step takes long for it.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, Final
@@ -47,8 +47,6 @@ class Where:
         self._fields: dict[Comparison, Field] = {}
         self._masks: dict[Comparison, Mask] = {}
         self._intervals: dict[Comparison, list[tuple[int, int]]] = {}
-        self._held: dict[int, Mask] = {}
-        """By number of the term, for all kinds or rows: of those that are held against them beforehand."""
         if not text:
             return
         try:
@@ -60,8 +58,8 @@ class Where:
             raise Malformed(str(error)) from None
         self._terms = _conditions_of(tree)
 
-    def prepare(self) -> Generator[None, None, None]:
-        """Decide, in steps, every comparison for every interned value, and the terms that are held beforehand."""
+    def decide(self) -> Generator[None, None, None]:
+        """Decide, in steps, every comparison for every interned value: good while no row of the table comes or goes."""
         decided = 0
         for comparison, field in self._fields.items():
             if field.domain in _OF_ROWS:
@@ -76,44 +74,32 @@ class Where:
                 if decided >= STEP_DECISIONS:
                     decided = 0
                     yield
-        for of_kinds, end in ((True, len(self._table.kinds)), (False, len(self._table))):
-            yield from self._hold_beforehand(of_kinds=of_kinds, end=end)
 
-    def _hold_beforehand(self, *, of_kinds: bool, end: int) -> Generator[None, None, None]:
-        """The terms on kinds, or those on rows, if they are many together."""
-        numbers = [n for n, term in enumerate(self._terms) if self._is_of_kinds(term) == of_kinds]
-        count = sum(map(self._weight, chain(*(comparisons(self._terms[number]) for number in numbers))))
-        if count <= DIRECT_MAX:
-            return
-        step = STEP_CELLS // count
+    def kind_conditions(self) -> Generator[None, None, list[Condition]]:
+        """Of the terms that ask of kinds of host alone; in steps, after `decide`."""
+        return (yield from self._conditions(len(self._table.kinds), of_kinds=True))
+
+    def row_conditions(self) -> Generator[None, None, list[Condition]]:
+        """Of all other terms, likewise; to be asked for anew where status has changed."""
+        return (yield from self._conditions(len(self._table), of_kinds=False))
+
+    def _conditions(self, end: int, *, of_kinds: bool) -> Generator[None, None, list[Condition]]:
+        terms = [term for term in self._terms if self._is_of_kinds(term) == of_kinds]
         holds = self._holds_of_kinds if of_kinds else self._holds_of_rows
-        for number in numbers:
-            self._held[number] = np.zeros(end, np.bool_)
+        count = sum(map(self._weight, chain(*map(comparisons, terms))))
+        if count <= DIRECT_MAX:
+            return [self._condition(term, partial(holds, term), of_kinds=of_kinds) for term in terms]
+        masks = [np.zeros(end, np.bool_) for _ in terms]
+        step = STEP_CELLS // count
         for start in range(0, end, step):
             rows = slice(start, min(start + step, end))
-            for number in numbers:
-                self._held[number][rows] = holds(self._terms[number], rows)
+            for term, mask in zip(terms, masks, strict=True):
+                mask[rows] = holds(term, rows)
             yield
-
-    def kind_conditions(self) -> Iterator[Condition]:
-        """Of the terms that ask of kinds of host alone; they hold after `prepare`."""
-        return self._conditions(of_kinds=True)
-
-    def row_conditions(self) -> Iterator[Condition]:
-        """Of all other terms; they hold after `prepare`."""
-        return self._conditions(of_kinds=False)
-
-    def _conditions(self, *, of_kinds: bool) -> Iterator[Condition]:
-        for number, term in enumerate(self._terms):
-            if self._is_of_kinds(term) == of_kinds:
-                yield self._condition(term, partial(self._keeps, number, of_kinds), of_kinds=of_kinds)
-
-    def _keeps(self, number: int, of_kinds: bool, rows: Rows | slice) -> Mask:
-        held = self._held.get(number)
-        if held is not None:
-            return held[rows]
-        holds = self._holds_of_kinds if of_kinds else self._holds_of_rows
-        return holds(self._terms[number], rows)
+        return [
+            self._condition(term, mask.__getitem__, of_kinds=of_kinds)
+            for term, mask in zip(terms, masks, strict=True)
+        ]
 
     def _holds_of_kinds(self, term: Expression, kinds: Rows | slice) -> Mask:
         return self._holds(term, kinds, kinds)

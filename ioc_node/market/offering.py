@@ -4,21 +4,25 @@ The cheapest hosts are offered again and again: what an offer says of a record i
 table's columns, all rows at once.
 """
 
-from collections.abc import Generator, Iterable
+import math
+from collections.abc import Generator, Iterable, Sequence
 from typing import Final, NamedTuple
+
+import numpy as np
 
 from ioc_node.core.catalogue import Catalogue
 from ioc_node.core.replica import Replica
 from ioc_node.market.columns import Table
 from ioc_node.market.kinds import Rows
-from ioc_node.market.pricing import Estimate, Prices, prices_of
+from ioc_node.market.policies import Place
+from ioc_node.market.pricing import ROUNDED, Estimate, Prices, prices_of
 from ioc_wire.codec import decode
 from ioc_wire.market import Contact, Demand, Offer
 from ioc_wire.records import ResourceRecord
 from ioc_wire.signed import Signed
 
 REMEMBERED_MAX: Final = 4096
-STEP_OFFERS: Final = 4
+STEP_READS: Final = 4
 """A record that is not remembered is read from the disk: some tenths of a millisecond each."""
 PRICE_MAX: Final = (1 << 63) - 1
 
@@ -27,9 +31,19 @@ class _Said(NamedTuple):
     """What every offer of a row says, until its record changes."""
 
     record: Signed
+    cid: str
+    cores: int
     prices: Prices
     contact: Contact | None
     """As the record says; None where it says nothing."""
+
+
+class Candidate(NamedTuple):
+    """A row in sight that can be offered."""
+
+    row: int
+    said: _Said
+    contact: Contact
 
 
 class Offering:
@@ -44,24 +58,45 @@ class Offering:
         for row in rows:
             self._said.pop(row, None)
 
-    def offers(self, rows: Rows, demand: Demand) -> Generator[None, None, list[Offer]]:
-        """One offer for each of these rows in sight whose host is still there, in steps."""
-        estimate = Estimate(demand)
-        made: list[Offer] = []
-        told = zip(rows.tolist(), self._table.owners_of(rows), self._table.statuses_of(rows), strict=True)
-        for number, (row, (provider, slot), status) in enumerate(told):
-            if number % STEP_OFFERS == STEP_OFFERS - 1:
-                yield
+    def candidates(
+        self, rows: Rows, estimates: Sequence[float], enough: int
+    ) -> Generator[None, None, list[Candidate]]:
+        """Those of these rows in sight whose host is still there, in steps: `enough` of them, and those which may not
+        be dearer once prices are exact. The estimates are in order.
+        """
+        found: list[Candidate] = []
+        edge, reads = math.inf, 0
+        for row, (provider, slot), price in zip(
+            rows.tolist(), self._table.owners_of(rows), estimates, strict=True
+        ):
+            if price > edge:
+                break
             replica = self._catalogue.replica(provider)
             if replica is None or not replica.is_alive(slot):
                 continue
-            said = self._said.get(row) or self._read(row, provider, slot)
+            said = self._said.get(row)
+            if said is None:
+                reads += 1
+                if reads % STEP_READS == 0:
+                    yield
+                said = self._read(row, provider, slot)
             contact = (said.contact or replica.contact) if said is not None else None
-            if said is None or contact is None:
-                continue
-            price = estimate(said.prices, status.price_micro)
-            made.append(Offer(said.record, contact, status, min(price, PRICE_MAX)))
-        return made
+            if said is not None and contact is not None:
+                found.append(Candidate(row, said, contact))
+                if len(found) == enough:
+                    edge = price * ROUNDED + 1
+        return found
+
+    def places(self, candidates: Sequence[Candidate], demand: Demand) -> list[Place]:
+        """What a ranking knows of each of them now."""
+        estimate = Estimate(demand)
+        statuses = self._table.statuses_of(np.array([each.row for each in candidates], np.int64))
+        places = []
+        for (_, said, _), status in zip(candidates, statuses, strict=True):
+            now, prices = status.price_micro, said.prices
+            price = min(estimate(prices, now), PRICE_MAX)
+            places.append(Place(said.cid, said.cores, now or prices.core_hour, price, status))
+        return places
 
     def contacts(self, rows: Rows) -> Generator[None, None, dict[bytes, Contact]]:
         """Where the providers of these rows take links, by key: as their heads' news say, or one of these hosts. In
@@ -69,7 +104,7 @@ class Offering:
         found: dict[bytes, Contact] = {}
         owned = zip(rows.tolist(), self._table.owners_of(rows), strict=True)
         for number, (row, (provider, slot)) in enumerate(owned):
-            if number % STEP_OFFERS == STEP_OFFERS - 1:
+            if number % STEP_READS == STEP_READS - 1:
                 yield
             replica = self._catalogue.replica(provider)
             contact = replica.contact if replica is not None else None
@@ -86,8 +121,14 @@ class Offering:
         if len(self._said) >= REMEMBERED_MAX:
             del self._said[next(iter(self._said))]
         record = decode(signed.payload, ResourceRecord)
-        said = self._said[row] = _Said(signed, prices_of(record.prices), _stated(provider, record))
+        prices, contact = prices_of(record.prices), _stated(provider, record)
+        said = self._said[row] = _Said(signed, record.cid, record.cpu.cores, prices, contact)
         return said
+
+
+def offer_of(candidate: Candidate, place: Place, reasons: tuple[str, ...] = ()) -> Offer:
+    """The offer of a place, with the reasons for its rank."""
+    return Offer(candidate.said.record, candidate.contact, place.status, place.price, reasons)
 
 
 def contact_of(replica: Replica, record: ResourceRecord) -> Contact | None:

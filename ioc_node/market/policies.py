@@ -1,8 +1,9 @@
 """How offers are ranked: pure functions from offers to offers in order, each with its reasons in words.
 
 A policy is an entry point of the group `ioc_node.policies`: a function `(offers, context) -> offers`. It may leave
-offers out. Every core node ranks with nothing outstanding; the consumer ranks again with its own leases in mind and
-with the round trips that it measured, so that a hundred equal tasks don't all queue at the same provider.
+offers out. One that is a `Ranking` costs less: a core node makes offers only of the places that it puts first. Every
+core node ranks with nothing outstanding; the consumer ranks again with its own leases in mind and with the round trips
+that it measured, so that a hundred equal tasks don't all queue at the same provider.
 """
 
 import functools
@@ -10,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -18,8 +19,8 @@ from ioc_node.core.near import estimate_of
 from ioc_node.errors import UsageError
 from ioc_node.market.pricing import Prices, cores_milli, format_micro, prices_of
 from ioc_wire.codec import decode
-from ioc_wire.market import Demand, Offer
-from ioc_wire.records import ResourceRecord
+from ioc_wire.market import Demand, Offer, RttEstimate
+from ioc_wire.records import ResourceRecord, StatusRow
 
 GROUP = "ioc_node.policies"
 
@@ -62,80 +63,113 @@ def core_hour_of(offer: Offer) -> int:
     return offer.status.price_micro or _record_in(offer.record.payload)[1].core_hour
 
 
-class _Load(NamedTuple):
-    """How busy an offer's place will be, least busy first. Part of every policy's order."""
+class Place(NamedTuple):
+    """What a ranking knows of an offer. `core_hour` and `price` (of the whole task) are millionths of the currency."""
+
+    cid: str
+    cores: int
+    core_hour: int
+    price: int
+    status: StatusRow
+    rtt_us: int = -1
+    estimate: RttEstimate | None = None
+
+
+def _place_of(offer: Offer) -> Place:
+    record, core_hour = record_of(offer), core_hour_of(offer)
+    cores, price = record.cpu.cores, offer.price_micro
+    return Place(record.cid, cores, core_hour, price, offer.status, offer.rtt_us, offer.estimate)
+
+
+class Load(NamedTuple):
+    """How busy a place will be, least busy first. Part of every policy's order."""
 
     crowded: bool
     queued: int
     free_milli: int  # negated
 
 
-def _loads(offers: Sequence[Offer], context: Context) -> list[_Load]:
-    wanted = cores_milli(context.demand)
-    loads = []
-    for offer in offers:
-        record = record_of(offer)
-        leases, taken = context.outstanding.get(record.cid, _NOTHING)
-        free = min(offer.status.free_cores_milli, record.cpu.cores * 1000) - taken
-        loads.append(_Load(free < wanted, offer.status.queued + leases, -free))
-    return loads
+def _load_of(place: Place, taken: Outstanding, wanted_milli: int) -> Load:
+    free = min(place.status.free_cores_milli, place.cores * 1000) - taken.cores_milli
+    return Load(free < wanted_milli, place.status.queued + taken.leases, -free)
 
 
-def _free_reason(offer: Offer, load: _Load) -> str:
-    text = f"{max(0, -load.free_milli) / 1000:g} of {record_of(offer).cpu.cores} cores free"
+class Ranked(NamedTuple):
+    """Number of a place among those that were ranked, and why it has its rank."""
+
+    number: int
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """A policy that orders places before there are offers of them. Its `order` has the smallest first; `reasons` are
+    told of a place, its load, and whether it is the cheapest. `by_price` says that dearer places come later, whatever
+    else is true of them, unless they are crowded.
+    """
+
+    order: Callable[[Place, Load], tuple[Any, ...]]
+    reasons: Callable[[Place, Load, bool], tuple[str, ...]]
+    by_price: bool = False
+
+    def rank(self, places: Sequence[Place], context: Context) -> list[Ranked]:
+        """The best places in order, as many as the context wants."""
+        wanted, outstanding = cores_milli(context.demand), context.outstanding
+        loads = [_load_of(place, outstanding.get(place.cid, _NOTHING), wanted) for place in places]
+        cheapest = min((place.price for place in places), default=0)
+        keys = list(map(self.order, places, loads))
+        best = sorted(range(len(places)), key=keys.__getitem__)[: context.limit]
+        return [Ranked(at, self.reasons(places[at], loads[at], places[at].price == cheapest)) for at in best]
+
+    def __call__(self, offers: Sequence[Offer], context: Context) -> list[Offer]:
+        ranked = self.rank(list(map(_place_of, offers)), context)
+        return [msgspec.structs.replace(offers[at], reasons=reasons) for at, reasons in ranked]
+
+
+def _free_reason(place: Place, load: Load) -> str:
+    text = f"{max(0, -load.free_milli) / 1000:g} of {place.cores} cores free"
     return f"{text}, {load.queued} waiting" if load.queued else text
 
 
-def _price_reason(offer: Offer) -> str:
-    return f"{format_micro(core_hour_of(offer))} per core-hour, at most {format_micro(offer.price_micro)} for the task"
+def _price_reason(place: Place) -> str:
+    return f"{format_micro(place.core_hour)} per core-hour, at most {format_micro(place.price)} for the task"
 
 
-def rtt_reason(offer: Offer) -> str:
+def rtt_reason(place: Place | Offer) -> str:
     """`RTT 0.4 ms, measured`, or `RTT estimated 40 ms (triangulated over 5 core nodes)`."""
-    if offer.rtt_us >= 0:
-        return f"RTT {offer.rtt_us / 1000:.1f} ms, measured"
-    found = estimate_of(offer.estimate)
+    if place.rtt_us >= 0:
+        return f"RTT {place.rtt_us / 1000:.1f} ms, measured"
+    found = estimate_of(place.estimate)
     return f"RTT {found.text()}" if found is not None else "RTT not measured"
 
 
-def cost(offers: Sequence[Offer], context: Context) -> list[Offer]:
-    """Cheapest first; among equals the least busy; then in order of identifier."""
-    loads = _loads(offers, context)
-    cheapest = min((offer.price_micro for offer in offers), default=0)
-
-    order = [
-        (load.crowded, offer.price_micro, load, record_of(offer).cid)
-        for offer, load in zip(offers, loads, strict=True)
-    ]
-    ranked = []
-    for index in sorted(range(len(offers)), key=order.__getitem__)[: context.limit]:
-        offer = offers[index]
-        word = "cheapest" if offer.price_micro == cheapest else "price"
-        reasons = (f"{word}: {_price_reason(offer)}", _free_reason(offer, loads[index]))
-        ranked.append(msgspec.structs.replace(offer, reasons=reasons))
-    return ranked
+def _by_cost(place: Place, load: Load) -> tuple[Any, ...]:
+    return (load.crowded, place.price, load, place.cid)
 
 
-def latency(offers: Sequence[Offer], context: Context) -> list[Offer]:
-    """Nearest first, by measured round trip, or else the estimated one, in steps of a fifth (below 1 ms all are equal);
-    then the least busy, the cheapest, and in order of identifier. What is not known comes last.
-    """
-    loads = _loads(offers, context)
-
-    def order(index: int) -> tuple[bool, float, _Load, int, str]:
-        offer, load = offers[index], loads[index]
-        return (load.crowded, _distance(offer), load, offer.price_micro, record_of(offer).cid)
-
-    ranked = []
-    for index in sorted(range(len(offers)), key=order)[: context.limit]:
-        offer = offers[index]
-        reasons = (rtt_reason(offer), _free_reason(offer, loads[index]), f"price: {_price_reason(offer)}")
-        ranked.append(msgspec.structs.replace(offer, reasons=reasons))
-    return ranked
+def _cost_reasons(place: Place, load: Load, cheapest: bool) -> tuple[str, ...]:
+    word = "cheapest" if cheapest else "price"
+    return (f"{word}: {_price_reason(place)}", _free_reason(place, load))
 
 
-def _distance(offer: Offer) -> float:
-    rtt_us = offer.estimate.rtt_us if offer.rtt_us < 0 and offer.estimate is not None else offer.rtt_us
+def _by_latency(place: Place, load: Load) -> tuple[Any, ...]:
+    return (load.crowded, _distance(place), load, place.price, place.cid)
+
+
+def _latency_reasons(place: Place, load: Load, cheapest: bool) -> tuple[str, ...]:
+    return (rtt_reason(place), _free_reason(place, load), f"price: {_price_reason(place)}")
+
+
+cost: Final = Ranking(_by_cost, _cost_reasons, by_price=True)
+"""Cheapest first; among equals the least busy; then in order of identifier."""
+latency: Final = Ranking(_by_latency, _latency_reasons)
+"""Nearest first, by measured round trip, or else the estimated one, in steps of a fifth (below 1 ms all are equal);
+then the least busy, the cheapest, and in order of identifier. What is not known comes last.
+"""
+
+
+def _distance(place: Place) -> float:
+    rtt_us = place.estimate.rtt_us if place.rtt_us < 0 and place.estimate is not None else place.rtt_us
     if rtt_us < 0:
         return math.inf
     return 0 if rtt_us < 1000 else 1 + math.floor(math.log(rtt_us / 1000, 1.2))

@@ -7,13 +7,15 @@ price costs nothing. `core_hour` is the price in the status row where that is no
 The sum is exact (integers, rounded up once).
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ioc_node.market.leases import cores_milli_of
 from ioc_wire.market import Demand
 from ioc_wire.records import Price
 
-_SCALE = 3600 * 1000 * 1024
+ROUNDED: Final = 1 + 1e-9
+"""By so much, at most, an estimate in floating point is beside the exact sum before that is rounded up."""
+_SCALE: Final = 3600 * 1000 * 1024
 
 
 class Prices(NamedTuple):

@@ -20,15 +20,16 @@ from ioc_node.core.steps import run_through
 from ioc_node.errors import UsageError
 from ioc_node.market.columns import Table
 from ioc_node.market.extents import EXTENT_ROWS
-from ioc_node.market.offering import Offering, contact_of
-from ioc_node.market.policies import Context, find_policies, load_policy
+from ioc_node.market.offering import Candidate, Offering, contact_of, offer_of
+from ioc_node.market.plans import Plans
+from ioc_node.market.policies import Context, Policy, Ranking, find_policies, load_policy
 from ioc_node.market.scan import Scan
 from ioc_node.market.status_columns import reading
 from ioc_node.market.summing import summing
 from ioc_wire import limits
 from ioc_wire.codec import decode
 from ioc_wire.errors import NotFound, WireError
-from ioc_wire.market import Contact, Cursor, Demand, OffersFound, Removal
+from ioc_wire.market import Contact, Cursor, Demand, Offer, OffersFound, Removal
 from ioc_wire.records import ResourceRecord, decode_entry
 
 log = structlog.get_logger()
@@ -52,6 +53,7 @@ class QueryEngine:
     def __init__(self, catalogue: Catalogue, *, extent_rows: int = EXTENT_ROWS) -> None:
         self._catalogue = catalogue
         self._table = Table(extent_rows)
+        self._plans = Plans(self._table)
         self._offering = Offering(catalogue, self._table)
         find_policies()
         for provider in catalogue.providers():
@@ -172,6 +174,7 @@ class QueryEngine:
         scan = Scan(
             demand,
             self._table,
+            self._plans,
             unix=unix,
             count=limit if whole else max(CANDIDATES_MIN, 2 * limit),
             after=after,
@@ -180,9 +183,12 @@ class QueryEngine:
         )
         yield from scan.run()
         short = scan.matching < demand.gang
-        offers = [] if short else (yield from self._offering.offers(scan.cheapest(), demand))
-        yield
-        ranked = rank(offers, Context(demand, limit=limit))[:limit]
+        ranked: list[Offer] = []
+        if not short:
+            rows, estimates = scan.cheapest()
+            enough = limit if isinstance(rank, Ranking) and rank.by_price else len(rows)
+            candidates = yield from self._offering.candidates(rows, estimates, enough)
+            ranked = self._ranked(candidates, rank, Context(demand, limit=limit))[:limit]
         if explain or not ranked:
             yield from scan.explain()
         removals = scan.removals(self._name_of)
@@ -199,12 +205,19 @@ class QueryEngine:
             scan.cursor if after is not None else None,
         )
 
+    def _ranked(self, candidates: Sequence[Candidate], policy: Policy, context: Context) -> list[Offer]:
+        places = self._offering.places(candidates, context.demand)
+        if isinstance(policy, Ranking):
+            ranked = policy.rank(places, context)
+            return [offer_of(candidates[at], places[at], reasons) for at, reasons in ranked]
+        return policy(list(map(offer_of, candidates, places)), context)
+
     def serving(
         self, demand: Demand, *, unix: float, providers: Sequence[bytes] | None = None
     ) -> Generator[None, None, dict[bytes, Contact]]:
         """The providers with hosts that can serve a demand, of `providers` where some are named, and where each takes
         links. In steps."""
-        scan = Scan(demand, self._table, unix=unix, count=0, providers=providers)
+        scan = Scan(demand, self._table, self._plans, unix=unix, count=0, providers=providers)
         yield from scan.run()
         return (yield from self._offering.contacts(scan.examples()))
 

@@ -1,8 +1,7 @@
 """One pass of a demand over the table: what each condition removes, its nearest miss, and the cheapest of the rest.
 
-Kinds of row are sifted first. Where few kinds can serve, their rows are looked at one by one; else the extents in which
-they lie are gone through in blocks, column after column, and a condition that a whole block meets costs nothing. The
-nearest misses are looked for in a second pass, where somebody wants to know them.
+What stands (`ioc_node.market.plans`) is looked up; what hosts can give now is asked of the rows that it leaves, column
+after column. The nearest misses are looked for in a second pass, where somebody wants to know them.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -13,21 +12,15 @@ import numpy.typing as npt
 
 from ioc_node.market.accelerators import Amounts
 from ioc_node.market.columns import QUANTITY_MAX, Table
-from ioc_node.market.conditions import REASON_CHARS_MAX, Condition, conditions
-from ioc_node.market.expressions import Where
+from ioc_node.market.conditions import REASON_CHARS_MAX, Condition, current
 from ioc_node.market.kinds import Mask, Rows
 from ioc_node.market.owners import NamedOwners
-from ioc_node.market.pricing import accelerators_milli, cores_milli
+from ioc_node.market.plans import SPARSE, Block, Many, Part, Plans, pieces, rows_in
+from ioc_node.market.pricing import ROUNDED, accelerators_milli, cores_milli
 from ioc_wire.market import Cursor, Demand, Removal
 
-BLOCK_ROWS: Final = 1 << 17
-"""Rows looked at between two pauses: about a millisecond."""
-SPARSE: Final = 8
-"""Where fewer than one in so many rows are left, they are looked at one by one."""
-FEW_KINDS: Final = 256
 SAMPLE_ROWS: Final = 2048
 """The prices of so many are worked out before dearer rows are ruled out by a part of their price."""
-_ROUNDED: Final = 1 + 1e-9
 
 
 class _Miss(NamedTuple):
@@ -41,20 +34,13 @@ class _Miss(NamedTuple):
         return other is None or (self.amount, -self.tie) > (other.amount, -other.tie)
 
 
-class _Block(NamedTuple):
-    """Whole extents of the table, and which kinds in them can serve, by kind; None: all of them."""
-
-    rows: slice
-    serving: Mask | None
-
-
 class _Removed:
     """What one condition has removed."""
 
-    def __init__(self, condition: Condition, *, of_kind: bool) -> None:
+    def __init__(self, condition: Condition, count: int = 0, *, of_kind: bool = False) -> None:
         self.condition = condition
         self.of_kind = of_kind
-        self.count = 0
+        self.count = count
         self.miss: _Miss | None = None
 
 
@@ -69,6 +55,7 @@ class Scan:
         self,
         demand: Demand,
         table: Table,
+        plans: Plans,
         *,
         unix: float,
         count: int,
@@ -78,13 +65,14 @@ class Scan:
     ) -> None:
         self.considered = table.living
         self._table = table
+        self._plans = plans
         self._count = count
         self._after = after
         self._demand = demand
         self._unix = unix
-        self._where = Where(demand.constraints.where, table)
         self._on_kinds: list[_Removed] = []
         self._on_rows: list[_Removed] = []
+        """What stands, then what is asked for now."""
         self._named = NamedOwners(table, providers) if providers is not None else None
         self._order: _Price | NamedOwners = _Price(demand, table)
         if nearest_first and self._named is not None:
@@ -95,24 +83,23 @@ class Scan:
 
     def run(self) -> Generator[None, None, None]:
         """Go through the table in steps."""
-        on_kinds, on_rows = yield from conditions(self._demand, self._table, unix=self._unix)
-        yield from self._where.prepare()
-        on_kinds += self._where.kind_conditions()
-        on_rows += self._where.row_conditions()
+        plan = yield from self._plans.taking(self._demand)
+        now = current(self._demand, self._table, plan.fit, unix=self._unix)
+        now += yield from plan.where.row_conditions()
         if self._named is not None:
-            on_rows.append(self._named.condition())
-        self._on_kinds = [_Removed(one, of_kind=True) for one in on_kinds]
-        self._on_rows = [_Removed(one, of_kind=False) for one in on_rows]
-        for part in self._parts(self._sift_kinds()):
+            now.append(self._named.condition())
+        self._on_kinds = [_Removed(*one, of_kind=True) for one in plan.on_kinds]
+        asked = list(map(_Removed, now))
+        self._on_rows = [*(_Removed(*one) for one in plan.on_rows), *asked]
+        for part in plan.parts:
             yield
-            if isinstance(part, _Block):
-                self._look_at_block(part)
-            else:
-                self._look_at_rows(part, 0)
+            self._look_at(part, asked)
 
-    def cheapest(self) -> Rows:
-        """The rows with the lowest estimates; among equals those with the smallest hash of their name."""
-        return self._best
+    def cheapest(self) -> tuple[Rows, list[float]]:
+        """The rows with the lowest estimates, and these, in order; among equals those with the smallest hash of their
+        name."""
+        order = np.argsort(self._estimates, kind="stable")
+        return self._best[order], self._estimates[order].tolist()
 
     def examples(self) -> Rows:
         """One row of each provider that can serve the demand."""
@@ -132,68 +119,28 @@ class Scan:
         """How many rows can serve the demand."""
         return self.considered - sum(each.count for each in (*self._on_kinds, *self._on_rows))
 
-    # -- kinds
-
-    def _sift_kinds(self) -> Rows:
-        """The kinds that can serve."""
-        kinds = self._table.kinds
-        every = slice(0, len(kinds))
-        count = kinds.count[every]
-        left: Mask = count > 0
-        for removed in self._on_kinds:
-            gone = left & ~removed.condition.keeps(every)
-            if gone.any():
-                removed.count = int(count[gone].sum())
-                left ^= gone
-        return np.flatnonzero(left)
-
-    def _parts(self, kinds: Rows) -> Iterator["Rows | _Block"]:
-        """The rows to look at: numbers of those of these kinds if they are few, or else blocks of the table."""
-        every, table = self._table.kinds, self._table
-        if len(kinds) <= FEW_KINDS and int(every.count[kinds].sum()) * SPARSE <= len(table):
-            yield from self._rows_of(kinds)
-            return
-        serving = np.zeros(len(every), np.bool_)
-        serving[kinds] = True
-        shapes = np.zeros(len(every.shapes.values), np.bool_)
-        shapes[every["shape"][kinds]] = True
-        others = (every.count[: len(every)] > 0) & ~serving
-        mixed = bool(shapes[every["shape"][: len(every)][others]].any())
-        for rows, pure in table.extents.runs(np.flatnonzero(shapes).tolist(), BLOCK_ROWS):
-            yield _Block(rows, serving if mixed or not pure else None)
-
-    def _rows_of(self, kinds: Rows) -> Iterator[Rows]:
-        every, step = self._table.kinds, max(BLOCK_ROWS // SPARSE, 1)
-        ends = np.flatnonzero(np.diff(np.cumsum(every.count[kinds]) // step)) + 1
-        for part in np.split(kinds, ends):
-            if len(part):
-                yield np.concatenate([every.rows[number] for number in part.tolist()]).astype(np.int64)
-
     # -- rows
 
-    def _rows_in(self, block: "_Block") -> Mask:
-        """Those in sight that are of a kind that can serve."""
-        table = self._table
-        mask: Mask = table.live[block.rows].copy()
-        if block.serving is not None:
-            mask &= block.serving.take(table["kind"][block.rows], mode="clip")
-        return mask
+    def _look_at(self, part: Part, asked: Sequence[_Removed]) -> None:
+        unmet = [one for one in asked if not self._is_met(one.condition, part)]
+        if isinstance(part, Many):
+            self._look_at_block(part.mask(), part.rows, unmet)
+        else:
+            self._look_at_rows(part.rows, unmet)
 
-    def _look_at_block(self, block: "_Block") -> None:
-        table, rows = self._table, block.rows
-        mask = self._rows_in(block)
+    def _is_met(self, condition: Condition, part: Part) -> bool:
+        """Whether all rows of a part pass, as far as is known without a look at them."""
+        return condition.floor is not None and self._table.has_at_least(*condition.floor, part.extents)
+
+    def _look_at_block(self, mask: Mask, rows: slice, asked: Sequence[_Removed]) -> None:
         left = int(np.count_nonzero(mask))
-        for number, removed in enumerate(self._on_rows):
+        for number, removed in enumerate(asked):
             if left * SPARSE <= len(mask):
-                self._look_at_rows(np.flatnonzero(mask) + rows.start, number)
+                self._look_at_rows(np.flatnonzero(mask) + rows.start, asked[number:])
                 return
-            floor = removed.condition.floor
-            if floor is not None and table.has_at_least(*floor, rows):
-                continue
             mask &= removed.condition.keeps(rows)
-            still = int(np.count_nonzero(mask))
-            removed.count += left - still
-            left = still
+            before, left = left, int(np.count_nonzero(mask))
+            removed.count += before - left
         if len(self._best) < self._count:
             sample = np.flatnonzero(mask)[:SAMPLE_ROWS]
             self._keep_cheapest(sample + rows.start)
@@ -202,8 +149,8 @@ class Scan:
             self._order.rule_out(mask, rows, self._best, float(self._estimates.max()))
         self._keep_cheapest(np.flatnonzero(mask) + rows.start)
 
-    def _look_at_rows(self, rows: Rows, first: int) -> None:
-        for removed in self._on_rows[first:]:
+    def _look_at_rows(self, rows: Rows, asked: Sequence[_Removed]) -> None:
+        for removed in asked:
             if not len(rows):
                 return
             kept = rows[removed.condition.keeps(rows)]
@@ -248,20 +195,28 @@ class Scan:
             if removed.count:
                 self._note_miss(removed, self._table.first_rows(_largest(removed.condition, left[~kept])), 0)
             left = left[kept]
-        for part in self._parts(left):
+        for piece in pieces(self._table, left):
             yield
-            rows = np.flatnonzero(self._rows_in(part)) + part.rows.start if isinstance(part, _Block) else part
-            for removed in self._on_rows:
-                if not len(rows):
-                    break
-                if not removed.count:
-                    continue
-                mask = removed.condition.keeps(rows)
-                if not mask.all():
-                    amounts, gone = removed.condition.amounts, rows[~mask]
-                    most = int(amounts(gone).max()) if amounts is not None else 0
-                    self._note_miss(removed, _largest(removed.condition, gone), most)
-                    rows = rows[mask]
+            self._look_for_misses(self._rows_of(piece))
+
+    def _rows_of(self, piece: Rows | Block) -> Rows:
+        if isinstance(piece, Block):
+            found: Rows = np.flatnonzero(rows_in(self._table, piece)) + piece.rows.start
+            return found
+        return piece
+
+    def _look_for_misses(self, rows: Rows) -> None:
+        for removed in self._on_rows:
+            if not len(rows):
+                return
+            if not removed.count:
+                continue
+            mask = removed.condition.keeps(rows)
+            if not mask.all():
+                amounts, gone = removed.condition.amounts, rows[~mask]
+                most = int(amounts(gone).max()) if amounts is not None else 0
+                self._note_miss(removed, _largest(removed.condition, gone), most)
+                rows = rows[mask]
 
     def _note_miss(self, removed: _Removed, rows: Rows, amount: int) -> None:
         ties = self._table["tie"][rows]
@@ -316,7 +271,7 @@ class _Price:
         if self._largest is None:
             parts = {name: self._table[name][best].sum() * weight for name, weight in self._weights.items()}
             self._largest = max(parts, key=lambda name: float(parts[name]))
-        most = min(edge / self._weights[self._largest] * _ROUNDED, QUANTITY_MAX)
+        most = min(edge / self._weights[self._largest] * ROUNDED, QUANTITY_MAX)
         mask &= self._table[self._largest][block] <= int(most)
 
 

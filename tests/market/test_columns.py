@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ioc_node.core.steps import run_through
-from ioc_node.market import extents, query, scan
+from ioc_node.market import extents, plans, query, scan
 from ioc_node.market.query import QueryEngine
 from ioc_wire.market import Demand, OffersFound
 from ioc_wire.records import Accelerator
@@ -149,10 +149,11 @@ def test_blocks_find_what_one_by_one_does(
         and min(8000, host["free_milli"]) >= cores * 1000
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan, "BLOCK_ROWS", 6)
+        patch.setattr(plans, "BLOCK_ROWS", 6)
         patch.setattr(scan, "SAMPLE_ROWS", 2)
+        patch.setattr(plans, "SPARSE", sparse)
         patch.setattr(scan, "SPARSE", sparse)
-        patch.setattr(scan, "FEW_KINDS", few)
+        patch.setattr(plans, "FEW_KINDS", few)
         patch.setattr(extents, "KEYS_MAX", keys)
         engine = make_engine(provider, extent_rows=3)
         found = engine.find(demand, "cost", 64, unix=UNIX)
