@@ -10,7 +10,7 @@ import trio
 
 from ioc_node.bulk.gathering import Source
 from ioc_node.bulk.plane.messages import PlaneLost
-from ioc_node.bulk.plane.parent import ATTEMPTS_MAX
+from ioc_node.bulk.plane.process import ATTEMPTS_MAX
 from ioc_node.bulk.transfers import BulkEndpoint
 from ioc_node.errors import NodeError, RequestRefused, StorageUnusable
 from ioc_node.runtime.links import LinkEndpoint

@@ -29,7 +29,7 @@ from ioc_node.answers import Answers
 from ioc_node.bearings import Bearings
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.offload import load_offloads
-from ioc_node.bulk.plane.parent import PlaneProcess
+from ioc_node.bulk.plane.process import PlaneProcess
 from ioc_node.bulk.transfers import BulkEndpoint, open_bulk
 from ioc_node.config import CATALOGUE_NAME, DATABASE_NAME, NodeConfig
 from ioc_node.core.events import RecordChanged

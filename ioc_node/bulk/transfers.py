@@ -24,7 +24,8 @@ from ioc_node.bulk.offload import Landing, Offload, OffloadSource, close_offload
 from ioc_node.bulk.offloading import Offloads
 from ioc_node.bulk.plane import DataPlane
 from ioc_node.bulk.plane.local import LocalPlane
-from ioc_node.bulk.plane.parent import ChildPlane, PlaneProcess
+from ioc_node.bulk.plane.parent import ChildPlane
+from ioc_node.bulk.plane.process import PlaneProcess
 from ioc_node.bulk.targets import OnProgress
 from ioc_node.bulk.tickets import TicketBook
 from ioc_node.bulk.udp import UdpSocket, open_udp

@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.gathering import Source
 from ioc_node.bulk.plane import parent as plane_parent
-from ioc_node.bulk.plane.parent import ChildPlane, PlaneProcess
+from ioc_node.bulk.plane.parent import ChildPlane
+from ioc_node.bulk.plane.process import PlaneProcess
 from ioc_node.bulk.transfers import BulkEndpoint, open_bulk
 from ioc_node.core.bandwidth import Ceilings
 from ioc_node.errors import PeerUnreachable, StorageFull, StorageUnusable, UsageError
@@ -362,7 +363,7 @@ async def test_a_process_that_ends_says_goodbye_to_readers(
         info = await alice_store.add_bytes(pattern(2 * MIB))
 
         def told(_here: int, _size: int) -> None:
-            if not bob.counters.reconnections and (link := alice.plane._link):
+            if not bob.counters.reconnections and (link := alice.plane.process.link):
                 link.close_nowait("enough")
 
         with trio.fail_after(20), capture_logs() as lines:
@@ -376,14 +377,14 @@ import os, sys, trio
 from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ioc_node.bulk.blobs import BlobStore
-from ioc_node.bulk.plane.parent import PlaneProcess
+from ioc_node.bulk.plane.process import PlaneProcess
 from ioc_node.bulk.transfers import open_bulk
 
 async def main():
     async with open_bulk(BlobStore(Path(sys.argv[1])), Ed25519PrivateKey.generate(), process=PlaneProcess()) as bulk:
         os.environ["PYTHONPATH"] = sys.argv[2]
-        bulk.plane._wanted.set()
-        while not (bulk.plane._link if sys.argv[3] == "running" else bulk.plane.pid):
+        bulk.plane.process.want()
+        while not (bulk.plane.process.link if sys.argv[3] == "running" else bulk.plane.pid):
             await trio.sleep(0.001)
         print("at", bulk.port, bulk.plane.pid, flush=True)
         await trio.sleep_forever()

@@ -130,7 +130,7 @@ async def test_a_bulk_process_that_is_killed_is_no_fault_of_the_holder(
             while not dave.bulk.store.list_blobs():  # the page
                 await trio.lowlevel.checkpoint()
             os.kill(pid := plane.pid, signal.SIGSTOP)
-            while not plane._link or not plane._link.streams:  # the files
+            while not plane.process.link or not plane.process.link.streams:  # the files
                 await trio.lowlevel.checkpoint()
             os.kill(pid, signal.SIGKILL)
 

@@ -3,7 +3,7 @@
 A node decides (who gets tickets, what has room, which road a blob takes, how to meet hidden peers); its data plane
 sends and receives. `LocalPlane` (`local.py`) does so in the same trio loop. Bulk data flat out leaves that loop too
 little for anything else, so a node has a `ChildPlane` (`parent.py`): the same `LocalPlane` in a process of lower
-priority (`child.py`), spoken to over a socket pair (`messages.py`).
+priority (`child.py`, run by `process.py`), spoken to over a socket pair (`messages.py`).
 """
 
 from collections.abc import AsyncIterator, Sequence

@@ -34,7 +34,7 @@ def _numbers(option: str) -> list[int]:
 
 
 def main() -> None:
-    """Started by `ioc_node.bulk.plane.parent`, which says with what; see `child.main`."""
+    """Started by `ioc_node.bulk.plane.process`, which says with what; see `child.main`."""
     running = threading.Event()
     threading.Thread(
         target=watch, args=(*_numbers("--link="), _numbers("--udp="), running), daemon=True

@@ -387,7 +387,7 @@ async def run(link_descriptor: int, udp_descriptors: Sequence[int], idle_seconds
 
 
 def main() -> None:
-    """What `ioc_node.bulk.plane.parent` says in the command line is what it works with."""
+    """What `ioc_node.bulk.plane.process` says in the command line is what it works with."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--link", type=int, required=True)
     parser.add_argument("--udp", type=int, action="append", required=True)

@@ -1,16 +1,10 @@
-"""A data plane in a process of its own, as the node sees it: started when there is something to move, and started again
-where it ended in the middle. Transfers go on from what is on the disk.
-
-The node keeps the sockets, so that a port taken is told at start and nothing sent meanwhile is lost.
+"""A data plane in a process of its own, as the node sees it: what is asked of the process (`process.py` runs it), and
+what it asks. Where one ended in the middle, transfers go on with the next from what is on the disk.
 """
 
 import os
-import socket
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -25,47 +19,32 @@ from ioc_node.bulk.counters import BulkCounters
 from ioc_node.bulk.engines import Engine
 from ioc_node.bulk.gathering import Source
 from ioc_node.bulk.meeting import Arranger
-from ioc_node.bulk.plane import Gathered, begin
+from ioc_node.bulk.plane import Gathered
 from ioc_node.bulk.plane import messages as say
+from ioc_node.bulk.plane.process import (
+    START_SECONDS,
+    STOP_SECONDS,
+    PlaneProcess,
+    ProcessKeeper,
+    persist_reading,
+)
 from ioc_node.bulk.targets import OnProgress
 from ioc_node.bulk.tickets import TicketBook
 from ioc_node.bulk.udp import UdpSocket
 from ioc_node.core.bandwidth import Traffic, Use
 from ioc_node.errors import NodeError, PeerUnreachable
-from ioc_node.runtime.driver import open_background
 from ioc_node.runtime.link_handlers import Handlers, SendItem
 from ioc_node.runtime.link_mux import Link
-from ioc_node.runtime.link_transport import StreamTransport
 from ioc_node.runtime.throttle import Throttles
 from ioc_wire.bulk import BlobId, Ticket
 from ioc_wire.codec import Message
 from ioc_wire.errors import Busy, NotFound, WireError, error_of
 
-START_SECONDS: Final = 30.0
-"""A process that has not answered by then, on however busy a machine, does not work."""
-STOP_SECONDS: Final = 3.0
-"""It is killed where it has not ended by then."""
-RESTART_SECONDS: Final = 0.1
-RESTART_SECONDS_MAX: Final = 10.0
-SETTLED_SECONDS: Final = 60.0
-"""A process that lasted so long is started again without delay."""
-ATTEMPTS_MAX: Final = 3
-"""Processes that one transfer may lose."""
 REVOKED_PER_MESSAGE: Final = 4096
 EXPORT_BYTES_MIN: Final = 8 << 20
 
 _T = TypeVar("_T")
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class PlaneProcess:
-    """How to run the process: its niceness above the node's, how long it stays with nothing to do, how it logs."""
-
-    nice: int = 5
-    idle_seconds: float = 60.0
-    log_level: str = "info"
-    log_format: str = "console"
 
 
 class ChildPlane:
@@ -87,22 +66,15 @@ class ChildPlane:
     ) -> None:
         self.arranger: Arranger | None = None
         self.connections = 0
-        self.pid = 0
+        self.process = ProcessKeeper(process, udps, self._handlers, self._opening, self._attend)
         self._store = store
         self._key = key
         self._engine = engine.name
-        self._udps = udps
         self._tickets = tickets
         self._counters = counters
         self._throttles = throttles
-        self._process = process
         self._connections_max = connections_max
         self._addresses = tuple(addresses)
-        self._link: Link | None = None
-        self._wanted = trio.Event()
-        self._changed = trio.lowlevel.ParkingLot()
-        """Whoever waits for the process: unparked when it is up, and when it could not be started."""
-        self._failure = ""
         self._numbers = count(1)
         self._sources: dict[int, Sequence[Source]] = {}
         self._revoked: list[bytes] = []
@@ -111,105 +83,17 @@ class ChildPlane:
 
     # -- the process
 
+    @property
+    def pid(self) -> int:
+        """See `DataPlane`."""
+        return self.process.pid
+
     async def serve(self) -> None:
         """See `DataPlane`."""
-        wait = RESTART_SECONDS
-        while True:
-            await self._until_wanted()
-            self._failure = ""
-            began = trio.current_time()
-            try:
-                await self._run_process()
-            except say.PlaneLost:
-                self._failure = "it ended at once, after what it said on standard error"
-            except (OSError, NodeError, WireError, trio.TooSlowError) as error:
-                self._failure = str(error) or "it did not answer"
-            if self._failure:
-                _log.warning("bulk_process_failed", reason=self._failure, again_seconds=wait)
-            self._changed.unpark_all()
-            if trio.current_time() - began > SETTLED_SECONDS:
-                wait = RESTART_SECONDS
-            await trio.sleep(wait)
-            wait = min(2 * wait, RESTART_SECONDS_MAX)
-
-    async def _until_wanted(self) -> None:
-        """Somebody here wants something moved, or a datagram has come."""
-        async with trio.open_nursery() as nursery:
-
-            async def wait(for_what: Callable[[], Awaitable[object]]) -> None:
-                await for_what()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(wait, self._wanted.wait)
-            for udp in self._udps:
-                nursery.start_soon(wait, udp.wait_readable)
-
-    async def _run_process(self) -> None:
-        ours, theirs = socket.socketpair()
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-        try:
-            with theirs:
-                process = await trio.lowlevel.open_process(
-                    self._command(theirs.fileno()),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(), *(udp.fileno() for udp in self._udps)),
-                    process_group=0,  # Ctrl-C in a terminal is meant for the node
-                )
-            self.pid = process.pid
-            self._revoked.clear()
-            link = Link(
-                StreamTransport(stream),
-                say.OTHER_END,
-                codec=say.PLANE_CODEC,
-                handlers=self._handlers(),
-                settings=say.SETTINGS,
-                dialed=True,
-            )
-            try:
-                async with open_background() as background:
-                    background.start_soon(link.run)
-                    opening = self._opening()
-                    with trio.fail_after(START_SECONDS):
-                        await say.ask(link, opening, say.Done)
-                    background.start_soon(self._keep_revoking, link)
-                    self._link = link
-                    if self._bandwidths() != opening.bandwidths:  # changed meanwhile
-                        await self.set_bandwidth()
-                    _log.info("bulk_process_started", pid=process.pid)
-                    self._changed.unpark_all()
-                    await link.closed.wait()
-            finally:
-                if self._link is not None:
-                    self._link, self._wanted = None, trio.Event()
-                self.connections = 0
-                ours.close()
-                await _end(process)
-                self.pid = 0
-        finally:
-            ours.close()
-        if process.returncode:
-            _log.warning("bulk_process_ended", status=process.returncode)
-
-    def _command(self, link: int) -> list[str]:
-        if not sys.executable or getattr(sys, "frozen", False):
-            raise NodeError("this program brings no Python to run it with")
-        udps = [f"--udp={udp.fileno()}" for udp in self._udps]
-        how = self._process
-        times = (f"--nice={how.nice}", f"--idle-seconds={how.idle_seconds}")
-        logs = (f"--log-level={how.log_level}", f"--log-format={how.log_format}")
-        # -P: what lies in the working folder is none of our modules
-        return [
-            sys.executable,
-            "-P",
-            begin.__file__,
-            f"--link={link}",
-            *udps,
-            *times,
-            *logs,
-        ]
+        await self.process.serve()
 
     def _opening(self) -> say.OpenPlane:
+        self._revoked.clear()  # it asks for each ticket
         return say.OpenPlane(
             self._key.private_bytes_raw(),
             os.fsencode(self._store.folder.absolute()),
@@ -219,26 +103,16 @@ class ChildPlane:
             self._bandwidths(),
         )
 
-    async def _linked(self) -> Link:
-        """The link to the process, which is started if need be. Raises `PeerUnreachable` where it does not
-        start."""
-        while (link := self._link) is None or link.closed.is_set():
-            self._wanted.set()
-            await self._changed.park()
-            if self._failure:
-                raise PeerUnreachable(
-                    f"the process for bulk data does not start: {self._failure} (bulk.own_process = false does without)"
-                )
-        return link
-
-    async def _persist(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
-        """Try again with another process where one ended meanwhile."""
-        for number in range(1, ATTEMPTS_MAX + 1):
-            try:
-                return await attempt()
-            except say.PlaneLost as error:
-                _note_loss(number, error)
-        raise AssertionError
+    async def _attend(
+        self, link: Link, opening: say.OpenPlane, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        try:
+            if self._bandwidths() != opening.bandwidths:  # changed meanwhile
+                await self.set_bandwidth()
+            task_status.started()
+            await self._keep_revoking(link)
+        finally:
+            self.connections = 0
 
     # -- reading
 
@@ -248,7 +122,9 @@ class ChildPlane:
         """See `DataPlane`."""
         with self._numbered(sources) as number:
             async with self._settling(number, (sources[0].ticket.blob,)):
-                gathered = await self._persist(partial(self._gather, number, sources, on_progress, traffic))
+                gathered = await self.process.persist(
+                    partial(self._gather, number, sources, on_progress, traffic)
+                )
         return gathered
 
     @asynccontextmanager
@@ -272,7 +148,7 @@ class ChildPlane:
         if self._store.has(blob):  # an earlier process had brought all of it
             return Gathered(self._store.size(blob), self._store.size(blob))
         order = say.GatherBlob(number, *_tickets_of(sources), traffic)
-        link = await self._linked()
+        link = await self.process.linked()
         with _noticing_loss(link):
             async with link.open_stream(order) as items:
                 async for item in items:
@@ -296,7 +172,7 @@ class ChildPlane:
         self._store.quota.reserve(name, size, f"{len(wanted)} small blobs")
         try:
             async with self._settling(number, [ticket.blob for ticket in wanted]):
-                answer = await say.ask(await self._linked(), order, say.SmallFetched)
+                answer = await say.ask(await self.process.linked(), order, say.SmallFetched)
         finally:
             self._store.quota.release(name)
         return {blob: error_of(code, detail) for blob, code, detail in answer.missed}
@@ -311,13 +187,13 @@ class ChildPlane:
 
                 async def pieces_from(at: int) -> AsyncIterator[memoryview]:
                     await stream.aclose()  # that of the process that ended
-                    link = await self._linked()
+                    link = await self.process.linked()
                     order = say.ReadBlob(number, *_tickets_of(sources), at, stop, ahead)
                     with _noticing_loss(link):
                         async for item in await stream.enter_async_context(link.open_stream(order)):
                             yield memoryview(say.checked(item, say.Piece).data)
 
-                yield _persist_reading(pieces_from, start)
+                yield persist_reading(pieces_from, start)
 
     @contextmanager
     def _numbered(self, sources: Sequence[Source]) -> Iterator[int]:
@@ -334,7 +210,7 @@ class ChildPlane:
         if self._store.size(blob) < EXPORT_BYTES_MIN:
             await self._store.export(blob, target)
             return
-        await self._persist(partial(self._order, _export_order(next(self._numbers), blob, target)))
+        await self.process.persist(partial(self._order, _export_order(next(self._numbers), blob, target)))
 
     # -- for readers that cannot dial this node
 
@@ -347,7 +223,7 @@ class ChildPlane:
         await self._order(say.ServeReader(host, port, reader, token, True))
 
     async def _order(self, message: Message) -> None:
-        await say.ask(await self._linked(), message, say.Done)
+        await say.ask(await self.process.linked(), message, say.Done)
 
     # -- bandwidth
 
@@ -361,9 +237,9 @@ class ChildPlane:
 
     async def _tell(self, message: Message) -> None:
         """Have the process know, if there is one; where it ends meanwhile, what there was to say is said."""
-        if self._link is not None:
+        if (link := self.process.link) is not None:
             with suppress(say.PlaneLost):
-                await say.ask(self._link, message, say.Done)
+                await say.ask(link, message, say.Done)
 
     def _bandwidths(self) -> say.Bandwidths:
         sending, receiving = self._throttles.sending.machine, self._throttles.receiving.machine
@@ -373,9 +249,9 @@ class ChildPlane:
         """See `DataPlane`."""
         own = self._throttles.sending.uses(), self._throttles.receiving.uses()
         theirs = say.Uses((), ())
-        if self._link is not None:
+        if (link := self.process.link) is not None:
             with suppress(say.PlaneLost):  # nothing moves then
-                theirs = await say.ask(self._link, say.GetUses(), say.Uses)
+                theirs = await say.ask(link, say.GetUses(), say.Uses)
         return (*own[0], *theirs.sending), (*own[1], *theirs.receiving)
 
     # -- what the process asks
@@ -429,8 +305,7 @@ class ChildPlane:
     async def _on_leave(self, link: Link, _message: say.AskLeave) -> say.Done:
         if link.streams > 1:  # this question is one
             raise Busy("something was asked of it meanwhile")
-        self._link = None  # whoever wants something from now on has the next one started
-        self._wanted = trio.Event()
+        self.process.let_go()
         return say.Done()
 
     async def _on_meet(self, _link: Link, message: say.MeetHolder, send: SendItem) -> None:
@@ -481,31 +356,6 @@ def _note(gathered: say.BlobGathered, sources: Sequence[Source], on_progress: On
     return Gathered(gathered.size, gathered.resumed)
 
 
-async def _persist_reading(
-    pieces_from: Callable[[int], AsyncIterator[memoryview]], at: int
-) -> AsyncIterator[memoryview]:
-    """As `ChildPlane._persist`, for bytes in order from `at` on."""
-    losses = 0
-    while True:
-        try:
-            async for piece in pieces_from(at):
-                at, losses = at + len(piece), 0
-                yield piece
-            return
-        except say.PlaneLost as error:
-            losses += 1
-            _note_loss(losses, error)
-
-
-def _note_loss(number: int, error: say.PlaneLost) -> None:
-    """A process ended in the middle, the `number`th in a row: raises `PeerUnreachable` where that is enough."""
-    if number >= ATTEMPTS_MAX:
-        raise PeerUnreachable(
-            f"the process for bulk data ended {number} times in the middle: {error}"
-        ) from None
-    _log.warning("bulk_process_lost", attempt=number, reason=str(error))
-
-
 @contextmanager
 def _noticing_loss(link: Link) -> Iterator[None]:
     """What breaks with the process is no fault of a holder."""
@@ -515,13 +365,3 @@ def _noticing_loss(link: Link) -> Iterator[None]:
         if link.closed.is_set():
             raise say.lost(error) from None
         raise
-
-
-async def _end(process: trio.Process) -> None:
-    """It ends by itself when its link does; if not, it is killed."""
-    with trio.CancelScope(shield=True):
-        with trio.move_on_after(STOP_SECONDS):
-            await process.wait()
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
