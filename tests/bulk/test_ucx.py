@@ -1,10 +1,11 @@
 """Blobs over UCX between real processes: TCP and shared memory, death on either side, and peers that do wrong."""
 
 import ctypes
+import gc
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -86,11 +87,27 @@ async def test_two_processes(tmp_path: Path, bob_store: BlobStore, transports: s
     assert bob_store.path(info.blob).read_bytes() == pattern(SMALL)
 
 
+def buffers_mapped() -> int:
+    """Mappings like those of `Slots`."""
+    return Path("/proc/self/maps").read_text().count("/dev/zero")
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """Nobody collects garbage."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("size", [0, 1, MIB, MIB + 1])
 async def test_every_size(
     tmp_path: Path, bob_store: BlobStore, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one process, where the two ends' workers take turns on one loop."""
+    """In one process, where the two ends' workers take turns on one loop. Their buffers are gone at the end."""
+    before = buffers_mapped()
     alice_store = BlobStore(tmp_path / "alice")
     info = await alice_store.add_bytes(pattern(size))
     monkeypatch.setattr(UcxOffload, "probe", lambda self: QUICK)
@@ -99,6 +116,7 @@ async def test_every_size(
         open_bulk(bob_store, BOB, offloads=[make_offload(TCP, tmp_path)]) as bob,
     ):
         report = await bob.fetch(alice.issue_ticket(info.blob, public_bytes(BOB), hosts=["127.0.0.1"]))
+    assert buffers_mapped() == before
     assert report.transport == "ucx"
     assert bob_store.path(info.blob).read_bytes() == pattern(size)
 

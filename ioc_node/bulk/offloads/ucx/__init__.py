@@ -28,6 +28,7 @@ from ioc_node.bulk.offloads.ucx.reading import pull_blob
 from ioc_node.bulk.offloads.ucx.settings import INTERFACES_MAX, UcxSettings
 from ioc_node.bulk.offloads.ucx.trial import try_in_child
 from ioc_node.bulk.offloads.ucx.worker import UcxBroken, UcxContext
+from ioc_node.runtime.faults import sole
 from ioc_wire.bulk import Endpoint, OffloadDescriptor
 from ioc_wire.codec import Message, decode, encode
 
@@ -159,7 +160,7 @@ class UcxOffload:
             async with open_conversation(self._opened(), request, shared_memory=shared) as conversation:
                 await serve_reader(conversation, source)
         except* (OSError, OffloadUnusable) as errors:
-            _log.debug("ucx_reader_gone", host=host, error=str(errors.exceptions[0]))
+            _log.debug("ucx_reader_gone", host=host, error=str(sole(errors)))
         finally:
             self._readers -= 1
 

@@ -71,9 +71,11 @@ class Slots:
         return memoryview(self._map)[start : start + length]
 
     def close(self) -> None:
-        """Take the registration back."""
+        """Take the registration back, and give the memory back."""
         self._context.unregister(self.memory)
         del self._pin
+        with suppress(BufferError):  # a view of it lies in a traceback: then it goes with that
+            self._map.close()
 
 
 class OfferedChunk:
