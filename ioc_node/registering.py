@@ -11,12 +11,14 @@ import trio.lowlevel
 
 from ioc_node.api import RegisteredRow
 from ioc_node.collectors.collector import Free
+from ioc_node.comparing import comparing
 from ioc_node.core.own_catalogue import OwnCatalogue
 from ioc_node.errors import ConfigError, NodeError
 from ioc_node.market.leases import Amounts, LeaseBook
 from ioc_node.resources import RecordSigner, Resource
 from ioc_node.runtime.dht import Dht
 from ioc_node.runtime.home import Home
+from ioc_node.runtime.pauses import run_with_pauses
 from ioc_node.runtime.publishing import SWEPT_AT_ONCE
 from ioc_wire.cid import parse_cid
 from ioc_wire.errors import WireError
@@ -112,33 +114,23 @@ class Registrar:
     def _bury(self, cid: str) -> tuple[Signed, tuple[Signed, ...]]:
         return self._signer.sign_tombstone(cid, now=time.time()), self._chain
 
-    async def replace(self, collector: str, found: Iterable[tuple[Resource, Free | None]]) -> Replaced:
+    async def replace(self, collector: str, hosts: Iterable[tuple[Resource, Free | None]]) -> Replaced:
         """These are all hosts of a collector (its key) now, with what of them is free (None: out of service). New and
         changed ones are signed and published, those that are gone leave a tombstone, the rest is left alone. A crash
         anywhere in between is made up for by the next call.
         """
-        fresh = list(found)
-        taken = {each.cid for each in self._configured}
-        taken.update(*(group.keys() for key, group in self._collected.items() if key != collector))
-        faults = [
-            (each.cid, "named by config.toml or another collector") for each, _ in fresh if each.cid in taken
-        ]
-        wanted = {each.cid: each for each, _ in fresh if each.cid not in taken}
+        fresh = list(hosts)
         known = self._collected.setdefault(collector, {})
         before = set(known)
         if collector not in self._settled:
-            before |= self._signer.collected_by(collector)
+            before |= await run_with_pauses(self._signer.recalling(collector))
         self._settled.discard(collector)
-        news = []
-        for number, each in enumerate(wanted.values()):
-            if number % ROWS_PER_TURN == 0:
-                await trio.lowlevel.checkpoint()
-            if known.get(each.cid) != each:
-                news.append(each)
-        gone = sorted(before - wanted.keys())
+        taken = {each.cid for each in self._configured}
+        taken.update(*(group.keys() for key, group in self._collected.items() if key != collector))
+        found = await run_with_pauses(comparing(fresh, known=known, before=before, taken=taken))
         try:
-            refused = await self._take_up(collector, news, known)
-            await self._give_up(gone, known)
+            refused = await self._take_up(collector, found.news, known)
+            await self._give_up(found.gone, known)
         except NodeError:  # the disk is full: what was not kept is signed again the next time
             known.clear()
             raise
@@ -146,13 +138,13 @@ class Registrar:
         rows = await self._collected_rows(
             (known[each.cid], free) for each, free in fresh if free is not None and each.cid in known
         )
+        await trio.lowlevel.checkpoint()
         self._silenced.pop(collector, None)
         self._tell_rows(collector, rows)
-        faults += refused
-        bad = {cid for cid, _ in refused}
-        added = sum(each.cid not in before and each.cid not in bad for each in news)
-        changed = len(news) - added - len(bad)
-        return Replaced(added, changed, len(gone), len(wanted) - len(news), tuple(faults))
+        added = len(found.added) - sum(cid in found.added for cid, _ in refused)
+        changed = len(found.news) - added - len(refused)
+        unchanged = len(found.wanted) - len(found.news)
+        return Replaced(added, changed, len(found.gone), unchanged, (*found.faults, *refused))
 
     def silence(self, collector: str) -> None:
         """Nothing is known of a collector's hosts now: they are not offered, and stay registered."""

@@ -7,7 +7,7 @@ still be about; when it comes back, its record has a higher version again.
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -38,6 +38,9 @@ from ioc_wire.signed import Signed, sign
 
 REFRESH_SECONDS: Final = 22 * 3600
 """How long before a record is signed and registered again; it expires after 48 hours."""
+
+RECALLED_PER_STEP: Final = 1024
+"""Identifiers read between two pauses: about a millisecond."""
 
 _SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS own_records (
@@ -217,6 +220,21 @@ class RecordSigner:
         """What a collector found the last time, also before a restart."""
         rows = self._store.fetch("SELECT cid FROM own_collected WHERE collector = ?", (collector,))
         return {str(cid) for (cid,) in rows}
+
+    def recalling(self, collector: str) -> Generator[None, None, set[str]]:
+        """`collected_by` in steps."""
+        found: set[str] = set()
+        last, rows = "", 1
+        while rows:
+            page = self._store.fetch(
+                "SELECT cid FROM own_collected WHERE cid > ? AND collector = ? ORDER BY cid LIMIT ?",
+                (last, collector, RECALLED_PER_STEP),
+            )
+            rows = len(page)
+            found.update(cid for (cid,) in page)
+            last = page[-1][0] if page else last
+            yield
+        return found
 
     def forget_collectors(self, kept: Iterable[str]) -> None:
         """Forget what was found by others than `kept`: they are not configured any more."""

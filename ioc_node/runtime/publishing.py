@@ -9,7 +9,7 @@ leaves a tombstone, which is published in the same way and forgotten once it is 
 
 import heapq
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from typing import Final
 
 import structlog
@@ -17,6 +17,7 @@ import trio
 
 from ioc_node.core.events import Chain, SweepReport
 from ioc_node.errors import NodeError
+from ioc_node.runtime.pauses import run_with_pauses
 from ioc_wire.cid import cid_key
 from ioc_wire.errors import WireError
 from ioc_wire.signed import Signed
@@ -35,6 +36,8 @@ GROWN_SECONDS: Final = 0.5
 """How long new servers are gathered before young records are stored again."""
 PUBLISHED_MAX: Final = 1 << 20
 SWEPT_AT_ONCE: Final = 1024
+STEP_ENTRIES: Final = 256
+"""Entries looked at between two pauses."""
 TURN_SECONDS: Final = 0.003
 """How long records are signed before others have a turn."""
 
@@ -105,7 +108,7 @@ class Publishing:
         """Store what is due, until cancelled."""
         while True:
             self._sooner = trio.Event()
-            due = self._take_due(trio.current_time())
+            due = await run_with_pauses(self._taking_due(trio.current_time()))
             for start in range(0, len(due), SWEPT_AT_ONCE):
                 await self._store(due[start : start + SWEPT_AT_ONCE])
             if not due:
@@ -119,21 +122,29 @@ class Publishing:
             self._due = [(each.due, next(self._numbers), each) for each in self._entries.values()]
             heapq.heapify(self._due)
 
-    def _take_due(self, now: float) -> list[_Entry]:
-        """What is due, in order of key."""
+    def _taking_due(self, now: float) -> Generator[None, None, list[_Entry]]:
+        """What is due, in order of key, in steps."""
         taken: dict[str, _Entry] = {}
         if self._grown_at <= now:
             self._grown_at = float("inf")
-            for cid in self._young:
-                entry = taken[cid] = self._entries[cid]
-                entry.interval = REFRESH_SECONDS_FIRST
+            for done, cid in enumerate(list(self._young), 1):
+                entry = self._entries.get(cid)
+                if entry is not None:  # else it was withdrawn meanwhile
+                    taken[cid] = entry
+                    entry.interval = REFRESH_SECONDS_FIRST
+                if done % STEP_ENTRIES == 0:
+                    yield
         if self._due and self._due[0][0] <= now:
             until = now + REFRESH_SECONDS_FIRST / GATHERED_PART
-            while self._due and self._due[0][0] <= until:
+            for done in itertools.count(1):
+                if not self._due or self._due[0][0] > until:
+                    break
                 due, _, entry = heapq.heappop(self._due)
                 if due == entry.due and self._entries.get(entry.cid) is entry:
                     taken[entry.cid] = entry
-        return sorted(taken.values(), key=lambda entry: entry.key)
+                if done % STEP_ENTRIES == 0:
+                    yield
+        return (yield from _in_order(taken.values()))
 
     async def _store(self, entries: list[_Entry]) -> None:
         records = await self._sign(entries)
@@ -161,6 +172,7 @@ class Publishing:
     async def _sign(self, entries: list[_Entry]) -> dict[str, tuple[Signed, Chain]]:
         """Sign what is still published, a few milliseconds at a time."""
         records: dict[str, tuple[Signed, Chain]] = {}
+        await trio.lowlevel.checkpoint()
         turn_ends = trio.current_time() + TURN_SECONDS
         for entry in entries:
             if self._entries.get(entry.cid) is not entry:
@@ -191,6 +203,21 @@ class Publishing:
             entry.interval = REFRESH_SECONDS
         entry.due = now + entry.since
         self._push(entry)
+
+
+def _in_order(entries: Iterable[_Entry]) -> Generator[None, None, list[_Entry]]:
+    """By key, in steps: keys are hashes, so that each first byte has about as many as another."""
+    buckets: list[list[_Entry]] = [[] for _ in range(256)]
+    for done, entry in enumerate(entries, 1):
+        buckets[entry.key[0]].append(entry)
+        if done % STEP_ENTRIES == 0:
+            yield
+    ordered: list[_Entry] = []
+    for bucket in buckets:
+        ordered += sorted(bucket, key=lambda entry: entry.key)
+        if len(bucket) > 1:
+            yield
+    return ordered
 
 
 def _report(report: SweepReport, count: int) -> None:

@@ -11,6 +11,7 @@ import trio.testing
 from ioc_node.core.events import Chain, SweepReport
 from ioc_node.runtime import publishing
 from ioc_node.runtime.dht import open_dht
+from ioc_wire.cid import cid_key
 from ioc_wire.errors import NotFound, Withdrawn
 from ioc_wire.records import Tombstone
 from ioc_wire.signed import Signed, sign
@@ -172,3 +173,33 @@ async def test_signing_thousands_lets_others_have_turns() -> None:
         await trio.sleep(0.4)
         nursery.cancel_scope.cancel()
     assert 0 < longest <= 14  # two turns of 3 ms: trio runs the tasks of a round in any order
+
+
+async def test_thousands_are_swept_in_order_of_key_and_what_is_withdrawn_meanwhile_is_left_out() -> None:
+    """They are brought in order in steps; between two of them the last is withdrawn."""
+    signed = record_of(PROVIDER, CID)
+    names = [own_cid(PROVIDER, f"h{number}") for number in range(5 * publishing.STEP_ENTRIES)]
+    swept: list[str] = []
+
+    def resign(cid: str) -> tuple[Signed, Chain]:
+        swept.append(cid)
+        return signed, ()
+
+    async def sweep(records: publishing.Records) -> SweepReport:
+        await trio.lowlevel.checkpoint()
+        return SweepReport(len(records), 0, (), {}, [], 0, 1, 0.0)
+
+    async with trio.open_nursery() as nursery:
+        keeping = publishing.Publishing(sweep)
+        for cid in names:
+            keeping.publish(cid, partial(resign, cid))
+        nursery.start_soon(keeping.run)
+        for _ in range(2):
+            await trio.lowlevel.checkpoint()
+        assert not swept
+        keeping.withdraw(names[-1])
+        with trio.fail_after(10):
+            while len(swept) < len(names) - 1:
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert swept == sorted(names[:-1], key=cid_key)
