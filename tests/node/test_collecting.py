@@ -149,7 +149,7 @@ async def test_a_large_inventory_leaves_turns_to_others(
             assert turns > 10
             turns = 0
             assert (await registrar.replace("a", found(*hosts))).unchanged == 400
-            assert turns > 60  # 40 while they are compared, 40 while what is free is told
+            assert turns > 35  # 40 while what is free is told; `test_comparing` counts those before
             nursery.cancel_scope.cancel()
 
 
