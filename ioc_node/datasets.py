@@ -25,7 +25,7 @@ from ioc_node.runtime.driver import open_background
 from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.links import Link, LinkEndpoint
 from ioc_node.runtime.store import Store
-from ioc_node.sharing import ANNOUNCE_AGAIN_SECONDS, SharedBlobs
+from ioc_node.sharing import SharedBlobs
 from ioc_node.sources import ASK_SECONDS, SOURCES_MAX, Holder
 from ioc_node.tasks.keeper import DATASET, Keeper
 from ioc_wire import limits
@@ -504,11 +504,7 @@ class Datasets:
     async def keep_announced(self, wait_joined: Callable[[], Awaitable[None]]) -> None:
         """Announce what is held here once the node has joined, and again and again, until cancelled."""
         await wait_joined()
-        while True:
-            for point in self.points():
-                if self._holds(point):  # still: this takes long where there are many
-                    await self._shared.announce(point)
-            await trio.sleep(ANNOUNCE_AGAIN_SECONDS)
+        await self._shared.announce_again_and_again(self.points, self._holds)
 
 
 def _reason(point: bytes, version: int) -> bytes:

@@ -6,7 +6,7 @@ nobody guesses. Inputs and outputs of tasks are not given out this way: their pa
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
@@ -42,6 +42,13 @@ from ioc_wire.identity import format_node_id, node_id_of
 TRANSFERS_KEPT_MAX: Final = 256
 ANNOUNCE_SECONDS: Final = 24 * 3600
 ANNOUNCE_AGAIN_SECONDS: Final = 6 * 3600
+FAILED_SECONDS: Final = 30.0
+FAILED_SECONDS_MAX: Final = 3600.0
+"""How long after an announcement that nobody took the next one is tried, longer each time."""
+FAILURES_MAX: Final = 16
+"""Announcements in a row that nobody took before the rest waits too."""
+LOOK_SECONDS: Final = 2.0
+"""How often a node that nobody can reach looks whether that has changed."""
 WITHDRAWN_SECONDS: Final = 1
 """A withdrawal is an announcement that ends at once."""
 SHARED_MAX: Final = 100_000
@@ -204,11 +211,45 @@ class SharedBlobs:
     async def keep_announced(self, wait_joined: Callable[[], Awaitable[None]]) -> None:
         """Announce everything that is shared once the node has joined, and again and again, until cancelled."""
         await wait_joined()
+        await self.announce_again_and_again(self._shared_blobs, self.is_shared)
+
+    def _shared_blobs(self) -> list[bytes]:
+        return [blob for (blob,) in self._store.fetch("SELECT blob FROM shared_blobs ORDER BY blob")]
+
+    async def announce_again_and_again(
+        self, list_all: Callable[[], Sequence[bytes]], is_held: Callable[[bytes], bool]
+    ) -> None:
+        """Announce all of `list_all()`, one after the other, until cancelled. A round takes hours where they are many:
+        what is not held any more when its turn comes is left out. What nobody took is tried again soon.
+        """
         while True:
-            for (blob,) in self._store.fetch("SELECT blob FROM shared_blobs ORDER BY blob"):
-                if self.is_shared(blob):  # still: this takes hours where there are many
-                    await self.announce(blob)
-            await trio.sleep(ANNOUNCE_AGAIN_SECONDS)
+            next_round = trio.current_time() + ANNOUNCE_AGAIN_SECONDS
+            left, pause = deque(list_all()), FAILED_SECONDS
+            while left and trio.current_time() < next_round:
+                if self._where.contact() is None:
+                    await trio.sleep(LOOK_SECONDS)
+                    continue
+                failed = await self._announce_each(left, is_held)
+                left.extend(failed)
+                if failed:
+                    await trio.sleep(pause)
+                    pause = min(2 * pause, FAILED_SECONDS_MAX)
+            await trio.sleep_until(next_round)
+
+    async def _announce_each(self, points: deque[bytes], is_held: Callable[[bytes], bool]) -> list[bytes]:
+        """Announce and drop them, until too many in a row fail: those that did."""
+        failed: list[bytes] = []
+        in_a_row = 0
+        while points and in_a_row < FAILURES_MAX:
+            point = points.popleft()
+            if not is_held(point):
+                continue
+            if await self.announce(point):
+                in_a_row = 0
+            else:
+                failed.append(point)
+                in_a_row += 1
+        return failed
 
     async def get(self, blob: bytes, path: Path, links: LinkEndpoint) -> Got:
         """Bring a blob here from whoever holds it, several at once, and write it to `path`.

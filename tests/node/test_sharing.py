@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from ioc_node import sharing
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.transfers import open_bulk
+from ioc_node.core.events import PutReport
 from ioc_node.errors import UsageError
 from ioc_node.runtime.dht import Dht
 from ioc_node.runtime.store import Store
@@ -17,7 +19,7 @@ from ioc_node.runtime.whereabouts import Whereabouts
 from ioc_node.sharing import SharedBlobs
 from ioc_node.tasks.keeper import Keeper
 from ioc_wire.bulk import BlobId
-from ioc_wire.errors import BlobCorrupt, NotFound
+from ioc_wire.errors import BlobCorrupt, NotFound, OverQuota
 from tests.runtime.dht_nodes import key_of, open_dhts
 
 
@@ -71,6 +73,37 @@ async def test_a_blob_that_was_let_go_is_not_announced_again(tmp_path: Path) -> 
             shared.pin(second, pinned=False) if shared.is_shared(second) else None
         await trio.sleep(0.1)
         assert await holders(other, second) == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_could_not_be_announced_is_announced_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link through which an outbound-only node is reached comes up after it has joined; then servers refuse."""
+    monkeypatch.setattr(sharing, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(sharing, "FAILED_SECONDS", 0.01)
+    (tmp_path / "file").write_bytes(b"text")
+    async with open_shared(tmp_path) as (shared, other, _), trio.open_nursery() as nursery:
+        blob = (await shared.add(tmp_path / "file", announce=False)).blob
+        contact, announce = shared._where.contact, shared._dht.announce
+        monkeypatch.setattr(shared._where, "contact", lambda: None)
+        nursery.start_soon(shared.keep_announced, joined)
+        await trio.sleep(0.03)
+        monkeypatch.setattr(shared._where, "contact", contact)
+        refused = 0
+
+        async def refuse(*_args: object, **_options: object) -> PutReport:
+            nonlocal refused
+            refused += 1
+            raise OverQuota("no more")
+
+        monkeypatch.setattr(shared._dht, "announce", refuse)
+        with trio.fail_after(5):
+            while not refused:
+                await trio.sleep(0.01)
+            monkeypatch.setattr(shared._dht, "announce", announce)
+            while not await holders(other, blob):
+                await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
 
 
