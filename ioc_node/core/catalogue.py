@@ -349,8 +349,8 @@ class Catalogue:
     # -- status
 
     def apply_status(self, signed: Signed, *, unix: float) -> tuple[int | None, tuple[Refused, ...]]:
-        """Take in a status batch if it is newer: for which part (None: it was not), and the rows that name no living
-        slot of it.
+        """Take in a status batch if it is newer: for which part (None: it was not), and, in one, the rows that name no
+        living slot of it.
 
         Raises `NotFound` for a provider without a head, and what is wrong with the batch.
         """
@@ -370,12 +370,16 @@ class Catalogue:
             return batch.part, ()
         first = batch.part * limits.STATUS_ROWS_MAX
         alive = replica.base.table.alive_from(first, limits.STATUS_ROWS_MAX)
-        refused = [
-            Refused(f"status of slot {row.slot}", NotFound("no living identifier of this part has that slot"))
+        unknown = [
+            row.slot
             for row in batch.rows
             if not (first <= row.slot < first + len(alive) and alive[row.slot - first])
         ]
-        return batch.part, tuple(refused)
+        if not unknown:
+            return batch.part, ()
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        why = NotFound("no living identifier of this part has that slot")
+        return batch.part, (Refused(f"status of slot {unknown[0]}{more}", why),)
 
     # -- time and persistence
 

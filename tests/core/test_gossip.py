@@ -231,9 +231,10 @@ def test_a_status_row_for_an_unknown_slot_is_refused_and_the_rest_counts() -> No
     alice.put("h1")
     mesh.publish(0, alice)
     mesh.run(1)
-    (batch,) = alice.own.sign_status([StatusRow(0, 5, 1), StatusRow(99, 6, 1)], unix=UNIX)
+    rows = [StatusRow(0, 5, 1), *(StatusRow(slot, 6, 1) for slot in range(98, 1024))]
+    (batch,) = alice.own.sign_status(rows, unix=UNIX)
     mesh.feed(0, ev.StatusReceived(None, (batch,)))
-    assert [(r.what, type(r.error)) for r in refusals(mesh)] == [("status of slot 99", NotFound)]
+    assert [(r.what, type(r.error)) for r in refusals(mesh)] == [("status of slot 98 and 925 more", NotFound)]
     assert free_of(mesh, 0, alice) == 5
 
 
