@@ -8,10 +8,11 @@ What is measured: two core nodes of `ioc_node.open_node` in processes of their o
 providers' home; the other starts empty and fetches everything over its link (`full_sync_s` from the start of the node
 to equal digests, imports left out; bytes are all that the TCP connection carried, both ways; `resident_mb` is the peak
 of its process). Demand queries are asked of it at fixed times: `query_selective` and `query_broad` are the duration of
-the call, undisturbed (`query_*_cpu`: CPU time of the loop's thread, whoever else is busy); `query_updates*` count from
-when the query was due, while status arrives over the link, and are the worse of the two kinds. Then the one takes in
-sets of changes until the other holds them: the time counts from the first head taken in, `extra_bytes` are what went
-over the wire above the changed signed records.
+the call, undisturbed, where few demands are asked over and over (`query_*_cpu`: CPU time of the loop's thread, whoever
+else is busy), `query_*_new` where none was asked before; `query_updates*` count from when the query was due, while
+status arrives over the link, and are the worse of the two kinds. Then the one takes in sets of changes until the other
+holds them: the time counts from the first head taken in, `extra_bytes` are what went over the wire above the changed
+signed records.
 
 SQLite (indexed, WAL) and DuckDB hold the same hosts in a process of their own, and are asked the same at fixed times,
 with a thread that writes the status rows. Theirs are names and prices, ours signed records, verifiable and explained.
@@ -88,6 +89,11 @@ FIGURES: Final = (
     _query("query_selective_p99_ms", ("selective@0.service",), 0.99, 1),
     _query("query_broad_p50_ms", ("broad@0.service",), 0.5, None),
     _query("query_broad_p99_ms", ("broad@0.service",), 0.99, 10),
+    *(
+        Figure(f"query_{kind}_new_{name}_ms", "ms", (f"{kind}@new.service",), share, scale=1000)
+        for kind in ("selective", "broad")
+        for name, share in (("p50", 0.5), ("p99", 0.99))
+    ),
     *(
         _cpu(kind, name, share)
         for kind in ("selective", "broad")

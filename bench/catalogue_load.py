@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+import msgspec
 import trio
 
 from bench.catalogue_queries import DEMANDS
@@ -13,7 +14,7 @@ from bench.catalogue_records import Population, Provider
 from ioc_node.core_side import CoreSide
 from ioc_node.runtime.gossip import CoreGossip
 from ioc_wire import limits
-from ioc_wire.market import FindOffers, OffersFound
+from ioc_wire.market import Demand, FindOffers, OffersFound
 from ioc_wire.records import StatusRow
 
 OFFERS: Final = 32
@@ -89,10 +90,17 @@ class Queries:
 
     def __init__(self, core: CoreSide) -> None:
         self._core = core
+        self._shorter = 0
 
-    async def ask(self, kind: str, count: int, interval: float) -> dict[str, Any]:
-        """Seconds of each answer: `service` while it was made, `cpu` of the loop's thread meanwhile, `latency` from
-        when it should have been asked.
+    def _unlike_all(self, demand: Demand) -> Demand:
+        """The demand for a task that is a little shorter than any before, which hardly changes who can serve it."""
+        self._shorter += 1
+        return msgspec.structs.replace(demand, wall_seconds=demand.wall_seconds - self._shorter)
+
+    async def ask(self, kind: str, count: int, interval: float, *, new: bool) -> dict[str, Any]:
+        """The demands of a kind in turn, or with `new` each time one that was never asked. Seconds of each answer:
+        `service` while it was made, `cpu` of the loop's thread meanwhile, `latency` from when it should have been
+        asked.
 
         A thread keeps the time, so that a stalled loop cannot put off the questions that it is late for.
         """
@@ -103,8 +111,9 @@ class Queries:
         matches: list[int] = []
 
         async def answer(number: int, due: float) -> None:
+            demand = demands[number % len(demands)].demand
+            message = FindOffers(self._unlike_all(demand) if new else demand, "cost", OFFERS)
             began, cpu_began = time.perf_counter(), time.thread_time()
-            message = FindOffers(demands[number % len(demands)].demand, "cost", OFFERS)
             found: OffersFound = await finish(self._core.answer, message)
             ended = time.perf_counter()
             service.append(ended - began)

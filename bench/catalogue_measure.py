@@ -184,7 +184,6 @@ def _ask(measurements: Measurements, holder: CoreNode, fresh: CoreNode) -> None:
     for node in (holder, fresh):
         node.ask("settle")
     measurements.notes.append(f"status rows: {told}")
-    load = measurements.load
     for rate in RATES:
         if rate:
             fresh.ask("delays")
@@ -192,11 +191,10 @@ def _ask(measurements: Measurements, holder: CoreNode, fresh: CoreNode) -> None:
             time.sleep(1)
         fresh.ask("gauge")
         for kind in DEMANDS:
-            asked = fresh.ask("query", kind=kind, count=load.counts[kind], interval=load.intervals[kind])
-            for what in ("service", "latency", "cpu"):
-                measurements.add(f"{kind}@{rate}.{what}", *asked[what])
+            asked = _query(measurements, fresh, kind, f"{kind}@{rate}", new=False)
             if not rate:
                 measurements.matches[OURS][kind] = asked["matches"]
+                _query(measurements, fresh, kind, f"{kind}@new", new=True)
         _note_stall(
             measurements, f"loop_stall_query_{rate}_ms", f"queries at {rate} rows/s", fresh.ask("gauge")
         )
@@ -204,6 +202,18 @@ def _ask(measurements: Measurements, holder: CoreNode, fresh: CoreNode) -> None:
             holder.ask("calm")
             measurements.add(f"status_delay@{rate}", *fresh.ask("delays")["delays_ms"])
         _say(f"queries asked at {rate} status rows/s")
+
+
+def _query(
+    measurements: Measurements, node: CoreNode, kind: str, name: str, *, new: bool
+) -> dict[str, list[float]]:
+    load = measurements.load
+    asked: dict[str, list[float]] = node.ask(
+        "query", kind=kind, count=load.counts[kind], interval=load.intervals[kind], new=new
+    )
+    for what in ("service", "latency", "cpu"):
+        measurements.add(f"{name}.{what}", *asked[what])
+    return asked
 
 
 # -- SQLite and DuckDB

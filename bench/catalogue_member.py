@@ -10,8 +10,8 @@ HOME is a node's home folder, FOLDER that of a generated population (`bench.cata
 - `gauge`: what `bench.catalogue_gauges` says; `settle`: wait until this process has nothing left to do
 - `status`: publish status of all providers; `updates`: go on with that at `rate` rows/s until `calm`
 - `sign_heads`: sign all heads anew; `renew`: publish them evenly within `seconds`; `unwatch`: note no more digests
-- `query`: send the demands of `bench.catalogue_queries` at fixed times; `{"service", "latency", "cpu",
-  "matches"}`
+- `query`: send the demands of `bench.catalogue_queries`, with `new` each a little different from all before, at
+  fixed times; `{"service", "latency", "cpu", "matches"}`
 """
 
 import json
@@ -188,7 +188,7 @@ class Member:
         return {"cpu_share": (time.process_time() - cpu) / seconds, **self._held()}
 
     async def _query(self, told: dict[str, Any]) -> dict[str, Any]:
-        return await self.queries.ask(told["kind"], told["count"], told["interval"])
+        return await self.queries.ask(told["kind"], told["count"], told["interval"], new=told["new"])
 
 
 async def serve(home: Path, made: Made) -> None:
