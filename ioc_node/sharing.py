@@ -24,7 +24,7 @@ from ioc_node.runtime.link_handlers import Handlers
 from ioc_node.runtime.links import Link, LinkEndpoint
 from ioc_node.runtime.store import Store
 from ioc_node.runtime.whereabouts import Whereabouts
-from ioc_node.sources import Sources
+from ioc_node.sources import SOURCES_MAX, Sources
 from ioc_node.tasks.keeper import BY_HAND, DATASET, Keeper, reason_text
 from ioc_wire.bulk import (
     Endpoint,
@@ -304,9 +304,8 @@ class SharedBlobs:
             yield store.iterate(info, start, stop)
             return
         groups = await self.sources.find(blob, links)
-        async with self._bulk.open_blob(
-            [source for group in groups for source in group], start, stop
-        ) as pieces:
+        sources = [source for group in groups for source in group][:SOURCES_MAX]  # no second try with others
+        async with self._bulk.open_blob(sources, start, stop) as pieces:
             yield pieces
 
     def note(self, report: TransferReport, holder: bytes | None = None) -> None:

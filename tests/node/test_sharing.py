@@ -125,6 +125,27 @@ async def test_a_blob_that_changed_on_disk_is_set_aside_though_the_database_cann
         assert not shared.is_shared(added.blob)
 
 
+async def test_bytes_in_order_come_from_eight_holders_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A popular blob has dozens of holders; those after the first group were connected to as well."""
+    async with open_shared(tmp_path) as (shared, _, _):
+        asked: list[int] = []
+
+        async def find(*_: object) -> list[list[int]]:
+            return [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10]]
+
+        @asynccontextmanager
+        async def open_blob(sources: list[int], *_: object) -> AsyncIterator[None]:
+            asked.extend(sources)
+            yield
+
+        monkeypatch.setattr(shared.sources, "find", find)
+        monkeypatch.setattr(shared._bulk, "open_blob", open_blob)
+        async with shared.open_blob(b"b" * 32, None):  # type: ignore[arg-type]
+            assert asked == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
 async def test_a_blob_that_goes_while_blobs_are_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
