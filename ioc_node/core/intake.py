@@ -26,6 +26,9 @@ STEP_ENTRIES: Final = 64
 STEP_NAMES: Final = 512
 """Names held against those that there are, between two pauses."""
 
+NAME_DICTS: Final = 64
+"""Names are kept in so many: one for all would take milliseconds to grow, and to be freed."""
+
 
 class Refused(NamedTuple):
     """An entry or a row that is left out, while the rest goes on: `what` it is, and why."""
@@ -117,9 +120,9 @@ class Intake:
             raise WrongRoot(f"{len(self._seqs)} entries towards head {head.seq}")
         yield
         yield from self._refuse_twins()
-        yield  # it has forgotten a name for each slot
         table = yield from self.base.table.changing(self._seqs, self._names, head.slots)
         self.tree, self.table = tree, table
+        yield
         self.changed = (*self._seqs, *range(head.slots, len(self.base.table)))
         self.refused = tuple(Refused(f"slot {slot}", self._faults[slot]) for slot in sorted(self._faults))
         for worked in (self._leaves, self._names, self._seqs):
@@ -127,10 +130,10 @@ class Intake:
 
     def _refuse_twins(self) -> Iterator[None]:
         """An identifier has one slot: the first one that it was entered in."""
-        taken: dict[str, int] = {}
+        taken: list[dict[str, int]] = [{} for _ in range(NAME_DICTS)]
         for done, slot in enumerate(self._names.in_order()):
             cid = self._names[slot]
-            other = taken.setdefault(cid, slot)
+            other = taken[hash(cid) % NAME_DICTS].setdefault(cid, slot)
             if other == slot:
                 other = next(self._held_in(cid), slot)
             if other != slot:
@@ -138,6 +141,9 @@ class Intake:
                 del self._names[slot]
             if done % STEP_NAMES == STEP_NAMES - 1:
                 yield
+        while taken:
+            taken.pop()
+            yield
 
     def _held_in(self, cid: str) -> Iterator[int]:
         for slot in self.base.table.candidates(cid):

@@ -103,16 +103,16 @@ def _joined(leaves: Mapping[int, bytes]) -> Generator[None, None, bytearray | No
 
 def _hash_all(level: bytearray, above: bytearray) -> Iterator[None]:
     """Work out every node of a level: a third of the cost per node of picking them one by one."""
-    sha256, packed = hashlib.sha256, bytes(level)
-    yield
-    pairs = len(packed) // (2 * _SIZE)
+    sha256, pairs = hashlib.sha256, len(level) // (2 * _SIZE)
     for first in range(0, pairs, STEP_HASHES):
-        spans = range(2 * _SIZE * first, 2 * _SIZE * min(first + STEP_HASHES, pairs), 2 * _SIZE)
+        last = min(first + STEP_HASHES, pairs)
+        packed = bytes(level[2 * _SIZE * first : 2 * _SIZE * last])
+        spans = range(0, len(packed), 2 * _SIZE)
         nodes = b"".join([sha256(b"\x01" + packed[at : at + 2 * _SIZE]).digest() for at in spans])
-        above[_SIZE * first : _SIZE * first + len(nodes)] = nodes
+        above[_SIZE * first : _SIZE * last] = nodes
         yield
-    if len(packed) % (2 * _SIZE):
-        above[_SIZE * pairs :] = packed[-_SIZE:]
+    if len(level) % (2 * _SIZE):
+        above[_SIZE * pairs :] = level[-_SIZE:]
 
 
 def _hash_some(level: bytearray, above: bytearray, dirty: set[int]) -> Iterator[None]:

@@ -10,6 +10,8 @@ from array import array
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+import numpy as np
+
 EXTENT_ROWS: Final = 1 << 12
 KEYS_MAX: Final = 128
 """An extent that is nearly empty costs memory: so many keys at most have some."""
@@ -107,7 +109,8 @@ class Extents:
         self._counts[key] = self._counts.get(key, 0) + 1
         self.keys[extent] = key
         first = extent * self.extent_rows
-        self._free[extent] = array("i", range(first + self.extent_rows - 1, first - 1, -1))
+        rows = np.arange(first + self.extent_rows - 1, first - 1, -1, dtype=np.int32)
+        self._free[extent] = array("i", rows.tobytes())
         self._begun.append(slice(first, first + self.extent_rows))
         return extent
 

@@ -37,9 +37,10 @@ log = structlog.get_logger()
 CANDIDATES_MIN: Final = 64
 """So many rows at least, the cheapest, are given to the policy."""
 STEP_RECORDS: Final = 64
-PIECE_SLOTS: Final = 256
-TURN_SLOTS: Final = 128
-"""The piece of a patch for which a query waits: some 5 ms."""
+PIECE_SLOTS: Final = 128
+"""What is swapped in one step: each may be of a kind of its own."""
+TURN_SLOTS: Final = 64
+"""The piece of a patch for which a query waits: some 2 ms."""
 REMOVALS_MAX: Final = 32
 UNSETTLED: Final = bytes(32)
 """The digest of an answer from a table that is behind its catalogue."""

@@ -51,6 +51,7 @@ async def send_held(catalogue: Catalogue, provider: bytes, after_seq: int, send:
         step = limits.PAGE_ENTRIES_MAX
         for start in range(0, max(len(slots), 1), step):
             entries = catalogue.entries(provider, slots[start : start + step])
+            await trio.lowlevel.checkpoint()  # a page is read in one step, and packed in another
             last = start + step >= len(slots) and replica.held is held
             await send(EntriesPage(held.news.head, tuple(entries), last=last))
             if last:
