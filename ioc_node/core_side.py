@@ -132,19 +132,18 @@ class CoreSide:
     async def _answer(self, message: FindOffers) -> OffersFound:
         self._asked_at = trio.current_time()
         async with self._table:
-            return await run_with_pauses(
-                self.engine.finding(
-                    message.demand,
-                    message.policy,
-                    message.limit,
-                    unix=time.time(),
-                    settled=self._settled,
-                    explain=message.explain,
-                    after=message.after,
-                    providers=message.providers,
-                    nearest_first=message.nearest_first,
-                )
+            answering = self.engine.finding(
+                message.demand,
+                message.policy,
+                message.limit,
+                unix=time.time(),
+                settled=self._settled,
+                explain=message.explain,
+                after=message.after,
+                providers=message.providers,
+                nearest_first=message.nearest_first,
             )
+            return await run_with_pauses(answering, paused=True)  # while the lock was acquired
 
     async def _on_find_near(self, link: Link, message: FindNear) -> NearFound:
         return await self.near(message)

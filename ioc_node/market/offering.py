@@ -8,6 +8,7 @@ import math
 from collections.abc import Generator, Iterable, Sequence
 from typing import Final, NamedTuple
 
+import msgspec
 import numpy as np
 
 from ioc_node.core.catalogue import Catalogue
@@ -38,7 +39,7 @@ class _Said(NamedTuple):
     """As the record says; None where it says nothing."""
 
 
-class Candidate(NamedTuple):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """A row in sight that can be offered."""
 
     row: int
@@ -72,7 +73,7 @@ class Offering:
             if price > edge:
                 break
             replica = self._catalogue.replica(provider)
-            if replica is None or not replica.is_alive(slot):
+            if replica is None or not replica.base.table.is_alive(slot):
                 continue
             said = self._said.get(row)
             if said is None:
@@ -92,8 +93,9 @@ class Offering:
         estimate = Estimate(demand)
         statuses = self._table.statuses_of(np.array([each.row for each in candidates], np.int64))
         places = []
-        for (_, said, _), status in zip(candidates, statuses, strict=True):
-            now, prices = status.price_micro, said.prices
+        for candidate, status in zip(candidates, statuses, strict=True):
+            said, now = candidate.said, status.price_micro
+            prices = said.prices
             price = min(estimate(prices, now), PRICE_MAX)
             places.append(Place(said.cid, said.cores, now or prices.core_hour, price, status))
         return places

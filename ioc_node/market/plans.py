@@ -36,9 +36,10 @@ class Block(NamedTuple):
 
 
 class Many(NamedTuple):
-    """Rows of a slice of the table, which is of whole extents: a bit for each row."""
+    """Rows of a slice of the table, which is of whole extents: a bit for each row, and how many they are."""
 
     rows: slice
+    size: int
     bits: npt.NDArray[np.uint8]
     extents: slice
 
@@ -132,7 +133,7 @@ class _Sieve:
             self.removed[number] += before - left
         if left * SPARSE <= len(mask):
             return self.of_rows(np.flatnonzero(mask) + rows.start, len(self._conditions))
-        return Many(rows, np.packbits(mask), extents)
+        return Many(rows, left, np.packbits(mask), extents)
 
     def of_rows(self, rows: Rows, first: int = 0) -> Few | None:
         """What the conditions from `first` on leave of these rows."""

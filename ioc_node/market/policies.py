@@ -63,7 +63,9 @@ def core_hour_of(offer: Offer) -> int:
     return offer.status.price_micro or _record_in(offer.record.payload)[1].core_hour
 
 
-class Place(NamedTuple):
+class Place(
+    msgspec.Struct, frozen=True, gc=False
+):  # of those that are many, structs: made in a sixth of the time
     """What a ranking knows of an offer. `core_hour` and `price` (of the whole task) are millionths of the currency."""
 
     cid: str
@@ -81,7 +83,7 @@ def _place_of(offer: Offer) -> Place:
     return Place(record.cid, cores, core_hour, price, offer.status, offer.rtt_us, offer.estimate)
 
 
-class Load(NamedTuple):
+class Load(msgspec.Struct, frozen=True, order=True, gc=False):
     """How busy a place will be, least busy first. Part of every policy's order."""
 
     crowded: bool
@@ -115,7 +117,8 @@ class Ranking:
     def rank(self, places: Sequence[Place], context: Context) -> list[Ranked]:
         """The best places in order, as many as the context wants."""
         wanted, outstanding = cores_milli(context.demand), context.outstanding
-        loads = [_load_of(place, outstanding.get(place.cid, _NOTHING), wanted) for place in places]
+        taken = (outstanding.get(place.cid, _NOTHING) if outstanding else _NOTHING for place in places)
+        loads = [_load_of(place, mine, wanted) for place, mine in zip(places, taken, strict=True)]
         cheapest = min((place.price for place in places), default=0)
         keys = list(map(self.order, places, loads))
         best = sorted(range(len(places)), key=keys.__getitem__)[: context.limit]
@@ -126,13 +129,19 @@ class Ranking:
         return [msgspec.structs.replace(offers[at], reasons=reasons) for at, reasons in ranked]
 
 
+@functools.lru_cache(maxsize=4096)
+def _free_words(free_milli: int, cores: int, queued: int) -> str:
+    text = f"{free_milli / 1000:g} of {cores} cores free"
+    return f"{text}, {queued} waiting" if queued else text
+
+
 def _free_reason(place: Place, load: Load) -> str:
-    text = f"{max(0, -load.free_milli) / 1000:g} of {place.cores} cores free"
-    return f"{text}, {load.queued} waiting" if load.queued else text
+    return _free_words(max(0, -load.free_milli), place.cores, load.queued)
 
 
-def _price_reason(place: Place) -> str:
-    return f"{format_micro(place.core_hour)} per core-hour, at most {format_micro(place.price)} for the task"
+@functools.lru_cache(maxsize=4096)
+def _price_words(core_hour: int, price: int) -> str:
+    return f"{format_micro(core_hour)} per core-hour, at most {format_micro(price)} for the task"
 
 
 def rtt_reason(place: Place | Offer) -> str:
@@ -149,7 +158,7 @@ def _by_cost(place: Place, load: Load) -> tuple[Any, ...]:
 
 def _cost_reasons(place: Place, load: Load, cheapest: bool) -> tuple[str, ...]:
     word = "cheapest" if cheapest else "price"
-    return (f"{word}: {_price_reason(place)}", _free_reason(place, load))
+    return (f"{word}: {_price_words(place.core_hour, place.price)}", _free_reason(place, load))
 
 
 def _by_latency(place: Place, load: Load) -> tuple[Any, ...]:
@@ -157,7 +166,11 @@ def _by_latency(place: Place, load: Load) -> tuple[Any, ...]:
 
 
 def _latency_reasons(place: Place, load: Load, cheapest: bool) -> tuple[str, ...]:
-    return (rtt_reason(place), _free_reason(place, load), f"price: {_price_reason(place)}")
+    return (
+        rtt_reason(place),
+        _free_reason(place, load),
+        f"price: {_price_words(place.core_hour, place.price)}",
+    )
 
 
 cost: Final = Ranking(_by_cost, _cost_reasons, by_price=True)

@@ -68,5 +68,5 @@ class Estimate:
 
 def format_micro(micro: int) -> str:
     """`0.12` for 120000."""
-    text = f"{micro // 1_000_000}.{micro % 1_000_000:06d}".rstrip("0")
-    return text + "0" if text.endswith(".") else text
+    whole, rest = divmod(micro, 1_000_000)
+    return f"{whole}.{rest:06d}".rstrip("0") if rest else f"{whole}.0"

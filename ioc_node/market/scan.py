@@ -21,6 +21,8 @@ from ioc_wire.market import Cursor, Demand, Removal
 
 SAMPLE_ROWS: Final = 2048
 """The prices of so many are worked out before dearer rows are ruled out by a part of their price."""
+_NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
+_NO_ESTIMATES: Final[npt.NDArray[np.float64]] = np.zeros(0)
 
 
 class _Miss(NamedTuple):
@@ -77,9 +79,8 @@ class Scan:
         self._order: _Price | NamedOwners = _Price(demand, table)
         if nearest_first and self._named is not None:
             self._order = self._named
-        self._examples = np.full(0 if count else len(table.owners.values), -1, np.int64)
-        self._best: Rows = np.zeros(0, np.int64)
-        self._estimates: npt.NDArray[np.float64] = np.zeros(0)
+        self._examples = _NO_ROWS if count else np.full(len(table.owners.values), -1, np.int64)
+        self._best, self._estimates = _NO_ROWS, _NO_ESTIMATES
 
     def run(self) -> Generator[None, None, None]:
         """Go through the table in steps."""
@@ -91,9 +92,10 @@ class Scan:
         self._on_kinds = [_Removed(*one, of_kind=True) for one in plan.on_kinds]
         asked = list(map(_Removed, now))
         self._on_rows = [*(_Removed(*one) for one in plan.on_rows), *asked]
+        unmet = [one for one in asked if not self._is_met(one.condition)]
         for part in plan.parts:
             yield
-            self._look_at(part, asked)
+            self._look_at(part, [one for one in unmet if not self._is_met(one.condition, part.extents)])
 
     def cheapest(self) -> tuple[Rows, list[float]]:
         """The rows with the lowest estimates, and these, in order; among equals those with the smallest hash of their
@@ -121,19 +123,18 @@ class Scan:
 
     # -- rows
 
+    def _is_met(self, condition: Condition, extents: Rows | slice = slice(None)) -> bool:
+        """Whether all rows of some extents pass, as far as is known without a look at them."""
+        return condition.floor is not None and self._table.has_at_least(*condition.floor, extents)
+
     def _look_at(self, part: Part, asked: Sequence[_Removed]) -> None:
-        unmet = [one for one in asked if not self._is_met(one.condition, part)]
         if isinstance(part, Many):
-            self._look_at_block(part.mask(), part.rows, unmet)
+            self._look_at_block(part, asked)
         else:
-            self._look_at_rows(part.rows, unmet)
+            self._look_at_rows(part.rows, asked)
 
-    def _is_met(self, condition: Condition, part: Part) -> bool:
-        """Whether all rows of a part pass, as far as is known without a look at them."""
-        return condition.floor is not None and self._table.has_at_least(*condition.floor, part.extents)
-
-    def _look_at_block(self, mask: Mask, rows: slice, asked: Sequence[_Removed]) -> None:
-        left = int(np.count_nonzero(mask))
+    def _look_at_block(self, block: Many, asked: Sequence[_Removed]) -> None:
+        mask, rows, left = block.mask(), block.rows, block.size
         for number, removed in enumerate(asked):
             if left * SPARSE <= len(mask):
                 self._look_at_rows(np.flatnonzero(mask) + rows.start, asked[number:])

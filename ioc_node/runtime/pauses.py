@@ -12,12 +12,14 @@ HOLD_SECONDS: Final = 0.001
 """Steps follow each other for so long: a pause costs as much as a short step, and in it others may take long."""
 
 
-async def run_with_pauses(steps: Generator[None, None, Result]) -> Result:
-    """Run `ioc_node.core.steps` to their end, with a checkpoint first and after each HOLD_SECONDS; the result, or what
-    they raise.
+async def run_with_pauses(steps: Generator[None, None, Result], *, paused: bool = False) -> Result:
+    """Run `ioc_node.core.steps` to their end, with a checkpoint first (unless the caller has just `paused`) and after
+    each HOLD_SECONDS; the result, or what they raise.
     """
     while True:
-        await trio.lowlevel.checkpoint()
+        if not paused:
+            await trio.lowlevel.checkpoint()
+        paused = False
         until = time.perf_counter() + HOLD_SECONDS
         while time.perf_counter() < until:
             try:
