@@ -359,12 +359,13 @@ async def test_one_peer_cannot_take_up_all_links():
             await trio.sleep_forever()
 
         async def insist() -> None:
-            with suppress(TransportBroken):
-                await speak(bob, stay)
+            while True:  # on a busy machine a handshake of forty at once may be late
+                with suppress(TransportBroken):
+                    await speak(bob, stay)
 
         for _ in range(40):
             nursery.start_soon(insist)
-        await until(lambda: opened == 40)
+        await until(lambda: opened == 40, 30)
         await until(lambda: len(bob._running) <= LINKS_PER_PEER_MAX + 1)
         assert await link.request(Ask("served"), Told) == Told("served")
         nursery.cancel_scope.cancel()
