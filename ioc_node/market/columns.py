@@ -54,15 +54,16 @@ _ROW: Final[dict[str, Any]] = {
     "queued": np.int64,
     "price_now": np.int64,
 }
+PRICES: Final = ("core_hour_now", "accelerator_hour", "gib_hour", "task_price")
 _MAX: Final = {
     **dict.fromkeys(("cores", "memory", "seconds", "free_cores", "free_memory"), COUNT_MAX),
     **dict.fromkeys(("expires", "disk", "queued", "price_now"), QUANTITY_MAX),
-    **dict.fromkeys(("core_hour", "accelerator_hour", "gib_hour", "task_price"), QUANTITY_MAX),
+    **dict.fromkeys(("core_hour", *PRICES), QUANTITY_MAX),
     "fresh_until": math.inf,
 }
 """What is larger is cut down."""
 _STATUS: Final = ("fresh_until", "free_cores", "free_memory", "queued", "price_now")
-ZONED: Final = ("expires", "cores", "memory", "disk", "seconds", "fresh_until")
+ZONED: Final = ("expires", "cores", "memory", "disk", "seconds", "fresh_until", *PRICES)
 """Columns of which the least is known by extent; rows that are free have the largest value there."""
 
 
@@ -94,6 +95,7 @@ class Table:
         self.traits: Interned[Traits] = Interned()
         self.labels: Interned[bytes] = Interned()
         self._least: dict[str, npt.NDArray[np.float64]] = dict.fromkeys(ZONED, np.zeros(0))
+        self._least_of_all = dict.fromkeys(ZONED, math.inf)
         self._rows: dict[bytes, npt.NDArray[np.int32]] = {}
         """Provider to row by slot, -1 where there is none."""
         self.generation = 0
@@ -115,11 +117,19 @@ class Table:
         """One more than the highest slot of which there is, or was, a row in sight."""
         return len(self._rows.get(provider, ()))
 
-    def has_at_least(self, column: str, least: float, extents: Rows | slice = slice(None)) -> bool:
-        """Whether all rows in sight of these extents, or of all, have so much, as far as is known without a look at
-        them. Of the zoned columns only.
+    def has_at_least(self, column: str, least: float, extents: Rows | slice) -> bool:
+        """Whether all rows in sight of these extents have so much, as far as is known without a look at them. Of the
+        zoned columns only.
         """
-        return bool(self._least[column][extents].min(initial=math.inf) >= least)
+        return self.all_have(column, least) or bool(self._least[column][extents].min() >= least)
+
+    def all_have(self, column: str, least: float) -> bool:
+        """The same, of all rows in sight."""
+        return self._least_of_all[column] >= least
+
+    def least_of(self, column: str) -> npt.NDArray[np.float64]:
+        """The least of a zoned column in each extent; where no row is, more than any row has."""
+        return self._least[column]
 
     def extents_in(self, block: slice) -> slice:
         """Those of a block, which is of whole ones."""
@@ -278,6 +288,8 @@ class Table:
         for extent in set((rows // step).tolist()):
             for name in names:
                 self._least[name][extent] = self.columns[name][extent * step : (extent + 1) * step].min()
+        for name in names:
+            self._least_of_all[name] = float(self._least[name].min(initial=math.inf))
 
     # -- status
 
@@ -303,7 +315,7 @@ class Table:
         self.columns["fresh_until"][there] = 0
         if told is not None:
             self._set_rows(mine, first, told)
-        self._find_least(there, ("fresh_until",))
+        self._find_least(there, ("fresh_until", "core_hour_now"))
 
     def _set_rows(self, mine: npt.NDArray[np.int32], first: int, told: ToldStatus) -> None:
         places = told.columns["slot"] - first

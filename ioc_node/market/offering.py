@@ -29,14 +29,20 @@ PRICE_MAX: Final = (1 << 63) - 1
 
 
 class _Said(NamedTuple):
-    """What every offer of a row says, until its record changes."""
+    """What every offer of a row says, until its record changes; the host is there while `replica` has this version."""
 
     record: Signed
     cid: str
     cores: int
     prices: Prices
-    contact: Contact | None
+    stated: Contact | None
     """As the record says; None where it says nothing."""
+    replica: Replica
+    version: int
+
+    @property
+    def contact(self) -> Contact | None:
+        return self.stated or self.replica.contact
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
@@ -66,22 +72,17 @@ class Offering:
         be dearer once prices are exact. The estimates are in order.
         """
         found: list[Candidate] = []
-        edge, reads = math.inf, 0
-        for row, (provider, slot), price in zip(
-            rows.tolist(), self._table.owners_of(rows), estimates, strict=True
-        ):
+        edge, looks = math.inf, 0
+        for row, price in zip(rows.tolist(), estimates, strict=True):
             if price > edge:
                 break
-            replica = self._catalogue.replica(provider)
-            if replica is None or not replica.base.table.is_alive(slot):
-                continue
             said = self._said.get(row)
-            if said is None:
-                reads += 1
-                if reads % STEP_READS == 0:
+            if said is None or said.version != said.replica.base.version:
+                looks += 1
+                if looks % STEP_READS == 0:
                     yield
-                said = self._read(row, provider, slot)
-            contact = (said.contact or replica.contact) if said is not None else None
+                said = self._look_up(row)
+            contact = said.contact if said is not None else None
             if said is not None and contact is not None:
                 found.append(Candidate(row, said, contact))
                 if len(found) == enough:
@@ -105,27 +106,39 @@ class Offering:
         steps."""
         found: dict[bytes, Contact] = {}
         owned = zip(rows.tolist(), self._table.owners_of(rows), strict=True)
-        for number, (row, (provider, slot)) in enumerate(owned):
+        for number, (row, (provider, _)) in enumerate(owned):
             if number % STEP_READS == STEP_READS - 1:
                 yield
             replica = self._catalogue.replica(provider)
             contact = replica.contact if replica is not None else None
-            if contact is None and (said := self._said.get(row) or self._read(row, provider, slot)):
-                contact = said.contact
+            if contact is None and (said := self._look_up(row)):
+                contact = said.stated
             if contact is not None:
                 found[provider] = contact
         return found
 
-    def _read(self, row: int, provider: bytes, slot: int) -> _Said | None:
-        signed = self._catalogue.record(provider, slot)
+    def _look_up(self, row: int) -> _Said | None:
+        """What is said of a row, None where its host is not there any more."""
+        provider, slot = self._table.owner_of(row)
+        replica = self._catalogue.replica(provider)
+        if replica is None or not replica.is_alive(slot):
+            return None
+        said = self._said.get(row) or self._read(replica, slot)
+        if said is None:
+            return None
+        if row not in self._said and len(self._said) >= REMEMBERED_MAX:
+            del self._said[next(iter(self._said))]
+        said = self._said[row] = said._replace(replica=replica, version=replica.base.version)
+        return said
+
+    def _read(self, replica: Replica, slot: int) -> _Said | None:
+        signed = self._catalogue.record(replica.provider, slot)
         if signed is None:
             return None
-        if len(self._said) >= REMEMBERED_MAX:
-            del self._said[next(iter(self._said))]
         record = decode(signed.payload, ResourceRecord)
-        prices, contact = prices_of(record.prices), _stated(provider, record)
-        said = self._said[row] = _Said(signed, record.cid, record.cpu.cores, prices, contact)
-        return said
+        prices, stated = prices_of(record.prices), _stated(replica.provider, record)
+        version = replica.base.version
+        return _Said(signed, record.cid, record.cpu.cores, prices, stated, replica, version)
 
 
 def offer_of(candidate: Candidate, place: Place, reasons: tuple[str, ...] = ()) -> Offer:

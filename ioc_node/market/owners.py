@@ -9,6 +9,7 @@ import numpy.typing as npt
 from ioc_node.market.columns import Table
 from ioc_node.market.conditions import Condition
 from ioc_node.market.kinds import Mask, Rows
+from ioc_node.market.plans import Many
 
 NAMED: Final = "provider"
 """What the condition is called that leaves out the hosts of providers that were not named."""
@@ -33,9 +34,9 @@ class NamedOwners:
         """Of each row, in the stead of a price; 0 for the provider named first."""
         return self._place(rows).astype(np.float64)
 
-    def rule_out(self, mask: Mask, block: slice, best: Rows, edge: float) -> None:
+    def rule_out(self, mask: Mask, block: Many, best: Rows, edge: float) -> None:
         """Clear rows of a block that come after `edge`."""
-        mask &= self._place(block) <= edge
+        mask &= self._place(block.rows) <= edge
 
     def _is_named(self, rows: Rows | slice) -> Mask:
         named: Mask = self._place(rows) < _UNNAMED

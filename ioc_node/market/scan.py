@@ -4,6 +4,7 @@ What stands (`ioc_node.market.plans`) is looked up; what hosts can give now is a
 after column. The nearest misses are looked for in a second pass, where somebody wants to know them.
 """
 
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -92,10 +93,9 @@ class Scan:
         self._on_kinds = [_Removed(*one, of_kind=True) for one in plan.on_kinds]
         asked = list(map(_Removed, now))
         self._on_rows = [*(_Removed(*one) for one in plan.on_rows), *asked]
-        unmet = [one for one in asked if not self._is_met(one.condition)]
         for part in plan.parts:
             yield
-            self._look_at(part, [one for one in unmet if not self._is_met(one.condition, part.extents)])
+            self._look_at(part, [one for one in asked if not self._is_met(one.condition, part)])
 
     def cheapest(self) -> tuple[Rows, list[float]]:
         """The rows with the lowest estimates, and these, in order; among equals those with the smallest hash of their
@@ -123,9 +123,9 @@ class Scan:
 
     # -- rows
 
-    def _is_met(self, condition: Condition, extents: Rows | slice = slice(None)) -> bool:
-        """Whether all rows of some extents pass, as far as is known without a look at them."""
-        return condition.floor is not None and self._table.has_at_least(*condition.floor, extents)
+    def _is_met(self, condition: Condition, part: Part) -> bool:
+        """Whether all rows of a part pass, as far as is known without a look at them."""
+        return condition.floor is not None and self._table.has_at_least(*condition.floor, part.extents)
 
     def _look_at(self, part: Part, asked: Sequence[_Removed]) -> None:
         if isinstance(part, Many):
@@ -147,7 +147,7 @@ class Scan:
             self._keep_cheapest(sample + rows.start)
             mask[sample] = False
         if 0 < self._count <= len(self._best):
-            self._order.rule_out(mask, rows, self._best, float(self._estimates.max()))
+            self._order.rule_out(mask, block, self._best, float(self._estimates.max()))
         self._keep_cheapest(np.flatnonzero(mask) + rows.start)
 
     def _look_at_rows(self, rows: Rows, asked: Sequence[_Removed]) -> None:
@@ -257,6 +257,8 @@ class _Price:
         }
         self._weights = {column: weight for column, weight in weights.items() if weight}
         self._largest: str | None = None
+        self._others: npt.NDArray[np.float64] = _NO_ESTIMATES
+        """The least that all parts of the price but the largest come to, by extent."""
 
     def estimate(self, rows: Rows) -> npt.NDArray[np.float64]:
         """Millionths of the currency, of each row."""
@@ -265,15 +267,21 @@ class _Price:
             total += self._table[column][rows] * weight
         return total
 
-    def rule_out(self, mask: Mask, block: slice, best: Rows, edge: float) -> None:
-        """Clear rows of a block that one part of the price alone, the largest in `best`, makes dearer than `edge`."""
+    def rule_out(self, mask: Mask, block: Many, best: Rows, edge: float) -> None:
+        """Clear rows of a block that one part of the price, the largest in `best`, makes dearer than `edge`, whatever
+        the others come to.
+        """
         if not self._weights:
             return
         if self._largest is None:
             parts = {name: self._table[name][best].sum() * weight for name, weight in self._weights.items()}
             self._largest = max(parts, key=lambda name: float(parts[name]))
-        most = min(edge / self._weights[self._largest] * ROUNDED, QUANTITY_MAX)
-        mask &= self._table[self._largest][block] <= int(most)
+            self._others = self._table.least_of("task_price")
+            for name in self._weights.keys() - {self._largest}:
+                self._others = self._others + self._table.least_of(name) * self._weights[name]
+        left = edge * ROUNDED - float(self._others[block.extents].min())
+        most = min(left / self._weights[self._largest], QUANTITY_MAX)
+        mask &= self._table[self._largest][block.rows] <= math.floor(most)
 
 
 def _largest(condition: Condition, rows: Rows) -> Rows:

@@ -115,3 +115,22 @@ def test_plans_are_bounded_and_do_not_depend_on_what_is_asked_of_now(monkeypatch
     plan(3)
     assert plan(1) is one
     assert plan(2) is not two
+
+
+def test_a_host_that_is_gone_is_not_offered_though_the_table_does_not_know_it_yet() -> None:
+    catalogue, provider = make_catalogue(), Provider("one")
+    cids = [provider.put(f"gen/3301/az1/h{number}") for number in range(3)]
+    provider.publish(catalogue)
+    engine = QueryEngine(catalogue)
+
+    def offered(limit: int) -> list[int]:
+        offers = engine.find(Demand(), "cost", limit, unix=UNIX).offers
+        return sorted(offer.status.slot for offer in offers)
+
+    assert offered(3) == [0, 1, 2]
+    provider.own.withdraw(cids[1])
+    provider.rows.pop(1)
+    provider.publish(catalogue, unix=UNIX + 1)
+    assert offered(3) == offered(2) == [0, 2]
+    catalogue.drop(provider.public)
+    assert offered(3) == []
