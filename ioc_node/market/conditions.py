@@ -38,8 +38,8 @@ class Condition(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """The conditions that neither status nor time changes: on kinds of row (what a place is and can ever give), and on
-    single rows (what a host can ever give). `fit` is there where accelerators are wanted.
+    """The conditions that neither status nor time changes, but those on amounts: on kinds of row (what a place is and
+    can ever give), and on single rows (what a host is). `fit` is there where accelerators are wanted.
     """
 
     kinds: list[Condition]
@@ -57,14 +57,18 @@ def standing(demand: Demand, table: Table) -> Generator[None, None, Standing]:
     if fit is not None:
         kinds.append(Condition("accelerators", fit.ever, fit.miss, fit.amounts))
     words = yield from _words(demand, table)
+    return Standing(kinds, words, fit)
+
+
+def amounts(demand: Demand, table: Table) -> list[Condition]:
+    """The conditions on how much a host can ever give."""
     resources, columns = demand.resources, table.columns
-    amounts = [
+    return [
         _at_least(columns, "cores", "cores", cores_milli(demand), 1000, "cores"),
         _at_least(columns, "memory", "memory", resources.memory_mib, 1, "MiB of memory"),
         _at_least(columns, "disk", "disk", resources.disk_mib, 1, "MiB of disk"),
         _at_least(columns, "duration", "seconds", demand.wall_seconds, 1, "seconds that a task may run"),
     ]
-    return Standing(kinds, [*words, *amounts], fit)
 
 
 def current(demand: Demand, table: Table, fit: AcceleratorFit | None, *, unix: float) -> list[Condition]:

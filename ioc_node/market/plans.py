@@ -7,17 +7,20 @@ whole block meets costs nothing.
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from ioc_node.market.columns import Table
-from ioc_node.market.conditions import Condition, standing
+from ioc_node.market.conditions import Condition, amounts, standing
 from ioc_node.market.expressions import Where
 from ioc_node.market.kinds import Mask, Rows
 from ioc_wire.market import Demand
+from ioc_wire.tasks import Resources
+
+V = TypeVar("V")
 
 BLOCK_ROWS: Final = 1 << 17
 """Rows looked at between two pauses: about a millisecond."""
@@ -65,37 +68,24 @@ class Removed(NamedTuple):
     rows: int
 
 
-class Plan:
-    """Of one demand. Rows that neither it nor what is asked of them now removes can serve the demand."""
+class Ground:
+    """What of a demand does not depend on its amounts: tasks that differ in cores or minutes alone have it together."""
 
     def __init__(self, demand: Demand, table: Table) -> None:
         """Raises `Malformed` for an expression that is none."""
-        self.demand = demand
-        self.generation = table.generation
-        self.considered = table.living
         self.where = Where(demand.constraints.where, table)
-        self.on_kinds: list[Removed] = []
-        self.on_rows: list[Removed] = []
-        self.parts: list[Part] = []
+        self.removed: list[Removed] = []
+        self._demand = demand
         self._table = table
 
     def make(self) -> Generator[None, None, None]:
-        """Go through the table in steps; once, before anything else."""
-        found = yield from standing(self.demand, self._table)
-        self.fit = found.fit
+        """Decide everything, in steps; once, before anything else."""
+        self.standing = yield from standing(self._demand, self._table)
         yield from self.where.decide()
-        on_kinds = [*found.kinds, *(yield from self.where.kind_conditions())]
-        sieve = _Sieve(found.rows, self._table)
-        for piece in pieces(self._table, self._sift_kinds(on_kinds)):
-            yield
-            part = sieve.of_block(piece) if isinstance(piece, Block) else sieve.of_rows(np.sort(piece))
-            if part is not None:
-                self.parts.append(part)
-        self.parts = _joined(self.parts, self._table)
-        self.on_rows = list(map(Removed, found.rows, sieve.removed))
+        self._sift([*self.standing.kinds, *(yield from self.where.kind_conditions())])
 
-    def _sift_kinds(self, conditions: Sequence[Condition]) -> Rows:
-        """The kinds that can serve."""
+    def _sift(self, conditions: Sequence[Condition]) -> None:
+        """Find the kinds that can serve."""
         kinds = self._table.kinds
         every = slice(0, len(kinds))
         count = kinds.count[every]
@@ -106,8 +96,33 @@ class Plan:
             if gone.any():
                 removed = int(count[gone].sum())
                 left ^= gone
-            self.on_kinds.append(Removed(condition, removed))
-        return np.flatnonzero(left)
+            self.removed.append(Removed(condition, removed))
+        self.kinds: Rows = np.flatnonzero(left)
+
+
+class Plan:
+    """Of one demand. Rows that neither it nor what is asked of them now removes can serve the demand."""
+
+    def __init__(self, demand: Demand, table: Table, ground: Ground) -> None:
+        self.fit = ground.standing.fit
+        self.where = ground.where
+        self.on_kinds = ground.removed
+        self.on_rows: list[Removed] = []
+        self.parts: list[Part] = []
+        self._conditions = [*ground.standing.rows, *amounts(demand, table)]
+        self._kinds = ground.kinds
+        self._table = table
+
+    def make(self) -> Generator[None, None, None]:
+        """Go through the table in steps; once, before anything else."""
+        sieve = _Sieve(self._conditions, self._table)
+        for piece in pieces(self._table, self._kinds):
+            yield
+            part = sieve.of_block(piece) if isinstance(piece, Block) else sieve.of_rows(np.sort(piece))
+            if part is not None:
+                self.parts.append(part)
+        self.parts = _joined(self.parts, self._table)
+        self.on_rows = list(map(Removed, self._conditions, sieve.removed))
 
 
 class _Sieve:
@@ -193,22 +208,41 @@ class Plans:
 
     def __init__(self, table: Table) -> None:
         self._table = table
+        self._generation = table.generation
         self._plans: dict[Demand, Plan] = {}
-        """By what `_standing_part` leaves; the one asked last at the end."""
+        """By what `_standing_part` leaves; the one asked last at the end. Grounds by what `_without_amounts` leaves."""
+        self._grounds: dict[Demand, Ground] = {}
 
     def taking(self, demand: Demand) -> Generator[None, None, Plan]:
         """The plan of a demand; in steps, where it has to be made. No row may come or go while that lasts. Raises
         `Malformed`.
         """
+        if self._generation != self._table.generation:
+            self._generation = self._table.generation
+            self._plans.clear()
+            self._grounds.clear()
         asked = _standing_part(demand)
         plan = self._plans.pop(asked, None)
-        if plan is None or plan.generation != self._table.generation:
-            plan = Plan(asked, self._table)
+        if plan is None:
+            ground = yield from self._ground(_without_amounts(asked))
+            plan = Plan(asked, self._table, ground)
             yield from plan.make()
-        if len(self._plans) >= PLANS_MAX:
-            del self._plans[next(iter(self._plans))]
-        self._plans[asked] = plan
+        _keep(self._plans, asked, plan)
         return plan
+
+    def _ground(self, asked: Demand) -> Generator[None, None, Ground]:
+        ground = self._grounds.pop(asked, None)
+        if ground is None:
+            ground = Ground(asked, self._table)
+            yield from ground.make()
+        _keep(self._grounds, asked, ground)
+        return ground
+
+
+def _keep(kept: dict[Demand, V], asked: Demand, value: V) -> None:
+    if len(kept) >= PLANS_MAX:
+        del kept[next(iter(kept))]
+    kept[asked] = value
 
 
 def _standing_part(demand: Demand) -> Demand:
@@ -217,3 +251,8 @@ def _standing_part(demand: Demand) -> Demand:
         demand.constraints, rtt_ms_max=None, price_micro_max=None, data_at=""
     )
     return msgspec.structs.replace(demand, constraints=constraints, gang=1)
+
+
+def _without_amounts(demand: Demand) -> Demand:
+    """The demand without what a ground does not depend on."""
+    return Demand(Resources(accelerators=demand.resources.accelerators), demand.constraints, demand.runtimes)
