@@ -26,8 +26,12 @@ def main() -> None:
     more_rows, more_notes = bulk_offloads.measure_rows(quick=quick, runs=runs)
     rows += more_rows
     notes += more_notes
-    stream_mb_s = next(row.ours for row in rows if row.name == "stream_qh3_path_mb_s")
-    more_rows, more_notes = bulk_blobs.measure_rows(quick=quick, runs=runs, stream_mb_s=stream_mb_s)
+    more_rows, more_notes = bulk_blobs.measure_rows(
+        quick=quick,
+        runs=runs,
+        stream_mb_s=next(row.ours for row in rows if row.name == "stream_qh3_path_mb_s"),
+        ethernet_mb_s=next(row.ours for row in rows if row.name == "stream_qh3_mb_s"),
+    )
     rows += more_rows
     notes += more_notes
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))

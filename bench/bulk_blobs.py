@@ -2,11 +2,13 @@
 ones by the thousand, and the memory that a large one takes. Part of `bench.bulk`.
 
 `python -m bench.bulk_blobs [--json] [--quick] [--runs N]` runs this part alone. Every figure includes hashing on both
-sides and the files on the reader's disk. `two_sources_ratio` limits each holder to what a slow disk gives, so that the
-reader, which shares this machine with both, is not what is measured; a note tells the ratio without that limit.
-`resume_lost_s` is the worse of two: from the moment a killed holder listens again, and from the moment a killed reader
-runs again, until the next new chunk is in its place. `small_blobs_per_s` is a dataset of that many files between two
-nodes, from `dataset get` to the last file in its folder: tickets, transfer, verification, store and folder included.
+sides and the files on the reader's disk. `blob_vs_stream` is at datagrams as large as the path carries, with `_1452` at
+those of Ethernet, both beside the stream at the same size. `two_sources_ratio` limits each holder to what a slow disk
+gives, so that the reader, which shares this machine with both, is not what is measured; a note tells the ratio without
+that limit. `resume_lost_s` is the worse of two: from the moment a killed holder listens again, and from the moment a
+killed reader runs again, until the next new chunk is in its place. `small_blobs_per_s` is a dataset of that many files
+between two nodes, from `dataset get` to the last file in its folder: tickets, transfer, verification, store and folder
+included.
 """
 
 import argparse
@@ -25,11 +27,12 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import ioc_node
-from bench.bulk_streams import measure_stream
+from bench.bulk_streams import ANY, ETHERNET, measure_stream
 from bench.report import Row, median, report
 from ioc_bootstrap.network import create_network, sign_network
 from ioc_node.bulk.blobs import BlobStore
 from ioc_node.bulk.gathering import Source
+from ioc_node.bulk.plane.local import LocalPlane
 from ioc_node.bulk.transfers import open_bulk
 from ioc_node.errors import NodeError
 from ioc_node.runtime.keys import create_key
@@ -74,10 +77,12 @@ async def hold(folder: str, seed: str, port: str, slow: str) -> None:
         await trio.sleep_forever()
 
 
-async def read(folder: str, told: str, *tickets: str) -> None:
-    """Fetch one blob from the holders of these tickets; prints when it was ready, every chunk if `told` says so, and
-    the end."""
+async def read(folder: str, told: str, datagram: str, *tickets: str) -> None:
+    """Fetch one blob from the holders of these tickets, in datagrams no larger than `datagram`; prints when it was
+    ready, every chunk if `told` says so, and the end."""
     async with open_bulk(BlobStore(Path(folder)), READER) as bulk:
+        assert isinstance(bulk.plane, LocalPlane)
+        bulk.plane.dialer.datagram_bytes_max = int(datagram)
         print("ready", time.time(), flush=True)
         sources = [Source(decode(bytes.fromhex(ticket), Ticket)) for ticket in tickets]
         for source in sources:
@@ -191,11 +196,11 @@ def make_store(folder: Path, size: int) -> Path:
     return store
 
 
-def fetch(folder: Path, *tickets: str) -> tuple[float, float]:
+def fetch(folder: Path, *tickets: str, datagram: int = ANY) -> tuple[float, float]:
     """MB/s and the reader's peak memory of one fetch into a new store."""
     into = Path(tempfile.mkdtemp(dir=folder))
     try:
-        with child("read", into / "store", "end", *tickets) as process:
+        with child("read", into / "store", "end", datagram, *tickets) as process:
             for words in lines(process):
                 if words[0] == "done":
                     return float(words[1]), float(words[2])
@@ -204,10 +209,10 @@ def fetch(folder: Path, *tickets: str) -> tuple[float, float]:
         shutil.rmtree(into)
 
 
-def one_holder(folder: Path, store: Path) -> tuple[float, float]:
+def one_holder(folder: Path, store: Path, datagram: int = ANY) -> tuple[float, float]:
     """MB/s of a fetch, and the peak memory of the side that took more."""
     with holding(store, "a") as (ticket, pid):
-        speed, reader_mb = fetch(folder, ticket)
+        speed, reader_mb = fetch(folder, ticket, datagram=datagram)
         return speed, max(reader_mb, peak_mb(pid))
 
 
@@ -236,7 +241,7 @@ def two_against_one(folder: Path, store: Path, *, slow: bool) -> float:
 def resume_lost_s(folder: Path, store: Path, size: int) -> tuple[float, float]:
     """Seconds lost by a killed holder, and by a killed reader."""
     into = Path(tempfile.mkdtemp(dir=folder)) / "store"
-    with holding(store, "a") as (ticket, pid), child("read", into, "each", ticket) as reader:
+    with holding(store, "a") as (ticket, pid), child("read", into, "each", ANY, ticket) as reader:
         port = decode(bytes.fromhex(ticket), Ticket).endpoints[0].port
         told = lines(reader)
         wait_for(told, size // 3)
@@ -249,9 +254,9 @@ def resume_lost_s(folder: Path, store: Path, size: int) -> tuple[float, float]:
             holder_lost = after[0] - back if after else 0.0
     into = Path(tempfile.mkdtemp(dir=folder)) / "store"
     with holding(store, "a") as (ticket, _):
-        with child("read", into, "each", ticket) as reader:
+        with child("read", into, "each", ANY, ticket) as reader:
             wait_for(lines(reader), size // 3)
-        with child("read", into, "each", ticket) as reader:
+        with child("read", into, "each", ANY, ticket) as reader:
             told = lines(reader)
             ready = float(next(told)[1])
             return holder_lost, float(next(told)[1]) - ready
@@ -280,15 +285,18 @@ def small_per_s(folder: Path, count: int) -> float:
             return float(next(lines(reader))[0])
 
 
-def measure_rows(*, quick: bool, runs: int, stream_mb_s: float) -> tuple[list[Row], list[str]]:
-    """All rows of this part; `stream_mb_s` is the bare stream of the same run."""
+def measure_rows(
+    *, quick: bool, runs: int, stream_mb_s: float, ethernet_mb_s: float
+) -> tuple[list[Row], list[str]]:
+    """All rows of this part; `stream_mb_s` is the bare stream of the same run, `ethernet_mb_s` that at 1,452 bytes."""
     size, part, large = (256 << 20, 100 << 20, 1 << 30) if quick else (1 << 30, 500 << 20, 10 << 30)
     with tempfile.TemporaryDirectory(prefix="ioc-bench-") as temporary:
         folder = Path(temporary)
         store = make_store(folder, size)
-        speeds, writes = [], []
+        speeds, ethernet, writes = [], [], []
         for _ in range(runs):
             speeds.append(one_holder(folder, store)[0])
+            ethernet.append(one_holder(folder, store, ETHERNET)[0])
             time.sleep(FREE_SECONDS)
             writes.append(plain_write(folder, size))
         shutil.rmtree(store)
@@ -304,6 +312,7 @@ def measure_rows(*, quick: bool, runs: int, stream_mb_s: float) -> tuple[list[Ro
     worst = max(median([each[0] for each in lost]), median([each[1] for each in lost]))
     rows = [
         Row("blob_vs_stream", "x", median(speeds) / stream_mb_s, None, None, "higher", runs),
+        Row("blob_vs_stream_1452", "x", median(ethernet) / ethernet_mb_s, None, None, "higher", runs),
         Row("file_write_mb_s", "MB/s", median([each[0] for each in writes]), None, None, "higher", runs),
         Row("two_sources_ratio", "x", ratio, None, None, "higher", runs),
         Row("resume_lost_s", "s", worst, None, None, "lower", runs),
@@ -312,7 +321,8 @@ def measure_rows(*, quick: bool, runs: int, stream_mb_s: float) -> tuple[list[Ro
         Row("memory_10gb_mb", "MB", memory, None, None, "lower", 1),
     ]
     notes = [
-        f"blob_vs_stream: {size / 1e6:,.0f} MB at {median(speeds):,.0f} MB/s, the stream at {stream_mb_s:,.0f}",
+        f"blob_vs_stream: {size / 1e6:,.0f} MB at {median(speeds):,.0f} MB/s, the stream at {stream_mb_s:,.0f};"
+        f" at 1,452 bytes {median(ethernet):,.0f} and {ethernet_mb_s:,.0f}",
         f"file_write_mb_s: the same bytes written to a new file by one process that does nothing else, and fsync; it "
         f"takes {median([each[1] for each in writes]):.2f} s of a processor per GB, and a fetch writes as much",
         f"two_sources_ratio without slow disks {plain:.2f}",
@@ -338,8 +348,10 @@ def main() -> None:
         return
     runs = 1 if options.quick else options.runs
     size = 300_000_000 if options.quick else 1_000_000_000
-    stream = median([measure_stream("qh3", size) for _ in range(runs)])
-    rows, notes = measure_rows(quick=options.quick, runs=runs, stream_mb_s=stream)
+    stream, ethernet = (
+        median([measure_stream("qh3", size, datagram) for _ in range(runs)]) for datagram in (ANY, ETHERNET)
+    )
+    rows, notes = measure_rows(quick=options.quick, runs=runs, stream_mb_s=stream, ethernet_mb_s=ethernet)
     report("bulk", rows, as_json=options.json, notes=notes)
 
 

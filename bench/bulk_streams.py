@@ -52,10 +52,10 @@ def measure_rows(*, quick: bool, runs: int) -> tuple[list[Row], list[str]]:
     return list(_rows(found, runs)), notes
 
 
-def measure_stream(engine: str, size: int) -> float:
-    """MB/s of one connection with datagrams as large as the path carries."""
+def measure_stream(engine: str, size: int, datagram: int = ANY) -> float:
+    """MB/s of one connection with datagrams as large as the path carries, or no larger than `datagram`."""
     with _Server(engine) as server:
-        return float(_end("fetch", engine, server.port, size, 1, ANY)["mb_s"])
+        return float(_end("fetch", engine, server.port, size, 1, datagram)["mb_s"])
 
 
 def _rows(found: Samples, runs: int) -> Iterator[Row]:

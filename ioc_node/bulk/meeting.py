@@ -30,6 +30,7 @@ from ioc_node.bulk.udp import connect_udp
 from ioc_node.errors import NodeError, PeerUnreachable
 from ioc_wire.bulk import Call, Endpoint, Ticket
 from ioc_wire.errors import OverQuota, TicketRefused, WireError
+from ioc_wire.pathprobe import DATAGRAM_BYTES_MAX
 
 if TYPE_CHECKING:
     from trio import TaskStatus
@@ -100,6 +101,8 @@ class Dialer:
         self.arranger: Arranger | None = None
         self.locals: tuple[str | None, ...] = (None, *locals_)
         """Local addresses to dial from; None is the one that the kernel routes from."""
+        self.datagram_bytes_max = DATAGRAM_BYTES_MAX
+        """No larger ones are tried on the way to a holder."""
         self._engine = engine
         self._meetings = meetings
 
@@ -115,6 +118,7 @@ class Dialer:
                 ticket.holder,
                 received_bytes_max=received_bytes_max,
                 dial=partial(connect_udp, local=local),
+                datagram_bytes_max=self.datagram_bytes_max,
             )
         if self.arranger is None:
             raise PeerUnreachable("the holder cannot be dialed, and this node is starting or stopping")

@@ -25,6 +25,7 @@ PARTS = {
     "bulk_offloads": ["shm_vs_memcpy", "ucx_tcp_mb_s", "ucx_shm_mb_s"],
     "bulk_blobs": [
         "blob_vs_stream",
+        "blob_vs_stream_1452",
         "two_sources_ratio",
         "resume_lost_s",
         "small_blobs_per_s",
