@@ -128,6 +128,7 @@ class BulkEndpoint:
     ) -> Ticket:
         """A ticket for a blob that is here, with the ways to it: this node's `hosts`, or the core node `via`. Raises
         `NotFound` or `Busy`."""
+        self.plane.expect_reader()
         return self.tickets.issue(
             blob,
             reader,

@@ -229,6 +229,14 @@ async def test_ceilings_and_revocations_reach_a_running_transfer(
 
 
 @pytest.mark.slow
+async def test_whoever_gave_a_ticket_gets_ready(alice_store: BlobStore) -> None:
+    """Else both ends' processes would start one after the other before a first byte moves."""
+    async with open_bulk(alice_store, ALICE, process=PROCESS) as alice:
+        info = await alice_store.add_bytes(DATA)
+        alice.issue_ticket(info.blob, public_bytes(BOB), hosts=HOSTS)
+        await until(lambda: alice.plane.pid)
+
+
 async def test_a_hurry_reaches_the_process(alice_store: BlobStore, bob_store: BlobStore) -> None:
     here: dict[bytes, int] = {}
     async with open_two(alice_store, bob_store, receiving=Ceilings(total=24e6)) as (alice, bob):

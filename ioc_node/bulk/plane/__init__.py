@@ -44,6 +44,10 @@ class DataPlane(Protocol):
         """Of the process of its own, 0 where there is none now."""
         ...
 
+    def expect_reader(self) -> None:
+        """One was given a ticket and will call soon."""
+        ...
+
     async def serve(self) -> None:
         """Answer readers until cancelled; nothing else works before."""
         ...

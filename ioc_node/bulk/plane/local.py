@@ -75,6 +75,9 @@ class LocalPlane:
         """Readers connected now, and meetings with others."""
         return sum(listener.connections for listener in self.listeners) + self.meetings.attended
 
+    def expect_reader(self) -> None:
+        """See `DataPlane`: it is always ready."""
+
     async def serve(self) -> None:
         """Answer readers until cancelled."""
         try:

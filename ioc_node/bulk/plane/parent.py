@@ -88,6 +88,10 @@ class ChildPlane:
         """See `DataPlane`."""
         return self.process.pid
 
+    def expect_reader(self) -> None:
+        """See `DataPlane`: half a second for its start is over when the reader's own process has started."""
+        self.process.want()
+
     async def serve(self) -> None:
         """See `DataPlane`."""
         await self.process.serve()
