@@ -7,17 +7,19 @@ freed like any other memory.
 
 import mmap
 
+from ioc_wire import limits
+
 
 class ChunkBuffers:
-    """Lends buffers of up to `size` bytes. Whoever takes them bounds their number."""
+    """Lends buffers of up to a chunk; what is not touched of one costs nothing. Whoever takes them bounds their
+    number."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self) -> None:
         self._spare: list[mmap.mmap] = []
 
     def take(self, length: int) -> memoryview:
         """The first `length` bytes of a buffer, with anything in them."""
-        buffer = self._spare.pop() if self._spare else mmap.mmap(-1, self._size)
+        buffer = self._spare.pop() if self._spare else mmap.mmap(-1, limits.CHUNK_BYTES)
         return memoryview(buffer)[:length]
 
     def give_back(self, lent: memoryview) -> None:

@@ -307,7 +307,7 @@ class BlobShelf:
     def _copy_sync(self, info: BlobInfo, descriptor: int) -> None:
         """Write a verified copy to an open file."""
         writer = DirectWriter(descriptor, info.size)
-        memory = ChunkBuffers(min(limits.CHUNK_BYTES, max(1, info.size)))
+        memory = ChunkBuffers()
         buffers = [memory.take(limits.CHUNK_BYTES) for _ in range(min(COPIED_CHUNKS, len(info.chunks)))]
         try:
             for first in range(0, len(info.chunks), COPIED_CHUNKS):

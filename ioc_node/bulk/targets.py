@@ -24,7 +24,7 @@ class DiskTarget:
     def __init__(self, landing: Landing, on_progress: OnProgress | None) -> None:
         self._landing = landing
         self._on_progress = on_progress
-        self._buffers = ChunkBuffers(limits.CHUNK_BYTES)
+        self._buffers = ChunkBuffers()
 
     async def resume(self) -> BlobInfo | None:
         """What an earlier attempt left says what the blob is."""
@@ -38,7 +38,6 @@ class DiskTarget:
     async def begin(self, info: BlobInfo) -> Schedule:
         """Reserve the room; raises `BlobCorrupt` for a wrong hash list, `StorageFull`."""
         partial = await self._landing.begin_doubtful(info)
-        self._buffers = ChunkBuffers(min(limits.CHUNK_BYTES, info.size))
         return Schedule(len(info.chunks), partial.absent_runs(), doubtful=partial.doubtful_runs())
 
     async def recheck(self, told: Rechecked) -> None:

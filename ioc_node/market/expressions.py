@@ -75,6 +75,12 @@ class Where:
                     decided = 0
                     yield
 
+    @property
+    def bytes_held(self) -> int:
+        """How much memory its decisions take, terms on kinds of host included."""
+        decided = sum(mask.nbytes for mask in self._masks.values())
+        return decided + len(self._terms) * len(self._table.kinds)
+
     def kind_conditions(self) -> Generator[None, None, list[Condition]]:
         """Of the terms that ask of kinds of host alone; in steps, after `decide`."""
         return (yield from self._conditions(len(self._table.kinds), of_kinds=True))

@@ -27,6 +27,9 @@ BLOCK_ROWS: Final = 1 << 17
 SPARSE: Final = 8
 """Where fewer than one in so many rows are left, they are looked at one by one."""
 FEW_KINDS: Final = 256
+EXPRESSION_BYTES_MAX: Final = 1 << 20
+"""What an expression decided is kept with its plan up to this size: it grows with comparisons and with other people's
+words."""
 PLANS_MAX: Final = 32
 """At a million rows a plan has some 100 KiB, and never more than a MiB."""
 
@@ -227,7 +230,7 @@ class Plans:
             ground = yield from self._ground(_without_amounts(asked))
             plan = Plan(asked, self._table, ground)
             yield from plan.make()
-        _keep(self._plans, asked, plan)
+        _keep(self._plans, asked, plan, plan.where)
         return plan
 
     def _ground(self, asked: Demand) -> Generator[None, None, Ground]:
@@ -235,11 +238,13 @@ class Plans:
         if ground is None:
             ground = Ground(asked, self._table)
             yield from ground.make()
-        _keep(self._grounds, asked, ground)
+        _keep(self._grounds, asked, ground, ground.where)
         return ground
 
 
-def _keep(kept: dict[Demand, V], asked: Demand, value: V) -> None:
+def _keep(kept: dict[Demand, V], asked: Demand, value: V, where: Where) -> None:
+    if where.bytes_held > EXPRESSION_BYTES_MAX:
+        return
     if len(kept) >= PLANS_MAX:
         del kept[next(iter(kept))]
     kept[asked] = value

@@ -119,7 +119,7 @@ async def test_small_files_are_not_worth_it(alice_store: BlobStore, tmp_path: Pa
 
 
 def test_buffers_go_around() -> None:
-    buffers = ChunkBuffers(MIB)
+    buffers = ChunkBuffers()
     first, second = buffers.take(MIB), buffers.take(7)
     first[:3] = b"abc"
     buffers.give_back(first)

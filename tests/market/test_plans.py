@@ -117,6 +117,24 @@ def test_plans_are_bounded_and_do_not_depend_on_what_is_asked_of_now(monkeypatch
     assert plan(2) is not two
 
 
+def test_what_a_large_expression_decided_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It grows with comparisons and with what providers made up: dozens of them would take hundreds of megabytes."""
+    provider = Provider("one")
+    provider.put("gen/3301/az1/h1")
+    kept = Plans(make_engine(provider)._table)
+
+    def plan(where: str) -> object:
+        return run_through(kept.taking(Demand(constraints=Constraints(where=where))))
+
+    small, large = "label.rack = r1", " or ".join(f"label.rack = r{n}" for n in range(40))
+    assert plan(large) is plan(large)
+    monkeypatch.setattr(plans, "EXPRESSION_BYTES_MAX", 8)
+    assert plan(small) is plan(small)
+    large += " or label.rack = r40"
+    assert plan(large) is not plan(large)
+    assert large not in {each.constraints.where for each in (*kept._plans, *kept._grounds)}
+
+
 def test_a_host_that_is_gone_is_not_offered_though_the_table_does_not_know_it_yet() -> None:
     catalogue, provider = make_catalogue(), Provider("one")
     cids = [provider.put(f"gen/3301/az1/h{number}") for number in range(3)]
